@@ -1,0 +1,30 @@
+//! What is known of the world, admittedly stale: leases, nodes, containers.
+//!
+//! Values and transitions only. Nothing here looks at the world; `remote` does, and hands over what it saw.
+
+mod container;
+pub mod lease;
+mod node;
+
+pub use container::{Container, ContainerState, Ours, SpecHash, label};
+pub use node::{Admission, Engine, HostKey, Node, NodeState, Seen};
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::NodeName;
+
+/// The world at one moment, as far as it is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Snapshot {
+    /// Nodes, candidates among them.
+    pub nodes: BTreeMap<NodeName, Node>,
+}
+
+impl Snapshot {
+    /// Every container on every node.
+    pub fn containers(&self) -> impl Iterator<Item = (&Node, &Container)> {
+        self.nodes.values().flat_map(|node| node.containers.iter().map(move |c| (node, c)))
+    }
+}

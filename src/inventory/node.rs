@@ -1,0 +1,152 @@
+//! A node: where it is, whether it is admitted, whether it answers.
+
+use std::{fmt, net::IpAddr, num::NonZeroU8};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{MacAddr, Memory, NodeName, Timestamp};
+
+use super::Container;
+
+/// An SSH host key, as `known_hosts` and `ssh-keygen -l` write it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostKey {
+    /// `ssh-ed25519`
+    pub algorithm: String,
+    /// The key, base64.
+    pub key: String,
+    /// `SHA256:…`
+    pub fingerprint: String,
+}
+impl fmt::Display for HostKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.algorithm, self.fingerprint)
+    }
+}
+
+/// Whether a machine may be a node. A lease alone makes a candidate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Admission {
+    /// Seen, not admitted; its key where it was read.
+    Candidate {
+        /// The key it offers.
+        offered: Option<HostKey>,
+    },
+    /// Admitted with this key, pinned.
+    Admitted {
+        /// The pinned key.
+        key: HostKey,
+    },
+    /// It offers another key than the pinned one, or is a second machine with a known machine-id: not spoken to.
+    Refused {
+        /// The pinned key.
+        pinned: Option<HostKey>,
+        /// The key it offers.
+        offered: Option<HostKey>,
+        /// Why, for people.
+        why: String,
+    },
+}
+
+/// Whether a node answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// Not yet spoken to since the manager started.
+    Unknown,
+    /// The session is up and the engine answers.
+    Ready,
+    /// It missed answers, not yet enough to call it lost.
+    Suspect {
+        /// How many in a row.
+        misses: NonZeroU8,
+    },
+    /// It does not answer.
+    Lost {
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
+/// One look at a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// The engine answered.
+    Answer,
+    /// It did not, within the time allowed.
+    Silence,
+}
+
+impl NodeState {
+    /// Two, not one: an engine drops a look while it restarts.
+    pub const MISSES_TO_LOSE: u8 = 3;
+
+    /// The state after one more look at `now`.
+    #[must_use]
+    pub fn next(self, seen: Seen, now: Timestamp) -> Self {
+        const ONE: NonZeroU8 = NonZeroU8::MIN;
+        match (self, seen) {
+            (Self::Unknown | Self::Ready | Self::Suspect { .. } | Self::Lost { .. }, Seen::Answer) => Self::Ready,
+            (Self::Unknown | Self::Ready, Seen::Silence) => Self::Suspect { misses: ONE },
+            (Self::Suspect { misses }, Seen::Silence) if misses.get() + 1 < Self::MISSES_TO_LOSE => {
+                Self::Suspect { misses: misses.saturating_add(1) }
+            }
+            (Self::Suspect { .. }, Seen::Silence) => Self::Lost { since: now },
+            (Self::Lost { since }, Seen::Silence) => Self::Lost { since },
+        }
+    }
+}
+
+/// What its engine says of itself and its machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Engine {
+    /// `20.10.24+dfsg1`
+    pub version: String,
+    /// Processors.
+    pub cpus: u32,
+    /// Memory.
+    pub memory: Memory,
+    /// Free bytes where the engine keeps its images; none where unknown.
+    pub disk_free: Option<u64>,
+    /// All bytes there.
+    pub disk_total: Option<u64>,
+    /// The engine's own id; equal on two nodes means a cloned machine.
+    pub id: String,
+    /// `linux`
+    pub os: String,
+    /// `amd64`, in OCI's words.
+    pub architecture: String,
+}
+
+/// A node as it is known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeName,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its hardware address, where its lease says it.
+    pub mac: Option<MacAddr>,
+    /// Until when its lease runs; none: infinite, or a static node.
+    pub lease_expires: Option<Timestamp>,
+    /// Whether it may be a node.
+    pub admission: Admission,
+    /// Whether it answers.
+    pub state: NodeState,
+    /// Since when it is in this state.
+    pub since: Timestamp,
+    /// Its engine, once it has answered.
+    pub engine: Option<Engine>,
+    /// Its containers when it last answered.
+    pub containers: Vec<Container>,
+    /// Why it is not ready, for people.
+    pub trouble: Option<String>,
+}
+
+impl Node {
+    /// Whether it is admitted and answers.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.admission, Admission::Admitted { .. }) && matches!(self.state, NodeState::Ready)
+    }
+}

@@ -1,0 +1,158 @@
+//! The manager's configuration: `/etc/matrix/matrix.toml`.
+//!
+//! ```toml
+//! cloud = "matrix"
+//! state = "/var/lib/matrix"
+//! run = "/run/matrix"
+//! ```
+//! `templates/matrix.toml` shows every key with its default.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use serde::Deserialize;
+
+use crate::model::{CloudId, MacAddr, NodeName};
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// This cloud's id, carried by every container's label.
+    pub cloud: CloudId,
+    /// Where state is kept: `matrix.db`.
+    pub state: PathBuf,
+    /// Where sockets live: `matrix.sock`, `ssh/`, `vcl/`. Short: socket paths end at 108 bytes.
+    pub run: PathBuf,
+    /// Addresses where the page and the read-only API are served.
+    pub listen: Vec<SocketAddr>,
+    /// A file with the token that lets a TCP client steer; none: only the unix socket steers.
+    pub token_file: Option<PathBuf>,
+    /// dnsmasq's leases file; none: static nodes only.
+    pub leases: Option<PathBuf>,
+    /// How nodes are spoken to.
+    pub ssh: Ssh,
+    /// Which candidates become nodes without being asked.
+    pub admission: AdmissionPolicy,
+    /// Nodes that have no lease.
+    pub nodes: Vec<StaticNode>,
+    /// The private registry.
+    pub registry: Registry,
+    /// Host ports the manager may allot on a node, first and last.
+    pub ports: [u16; 2],
+    /// The gateway's Varnish; none: nothing is routed.
+    pub varnish: Option<Varnish>,
+    /// The plan that is read at the start, when no release is there yet.
+    pub plan: Option<PlanFile>,
+}
+
+/// How nodes are spoken to.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ssh {
+    /// The user, who may use the engine's socket.
+    pub user: String,
+    /// The private key.
+    pub identity: PathBuf,
+    /// sshd's port.
+    pub port: u16,
+    /// The engine's socket on a node.
+    pub engine_socket: PathBuf,
+}
+
+/// Which candidates become nodes without being asked.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "policy", deny_unknown_fields)]
+pub enum AdmissionPolicy {
+    /// None: `matrix nodes admit`.
+    Ask,
+    /// Those with one of these hardware addresses.
+    Mac {
+        /// The addresses.
+        macs: Vec<MacAddr>,
+    },
+    /// Any, with the key it shows first.
+    FirstUse,
+}
+
+/// A node without a lease.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StaticNode {
+    /// Its name.
+    pub name: NodeName,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+/// The private registry.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registry {
+    /// Its name as nodes know it; the registry part of every image reference.
+    pub name: String,
+    /// Its address as the manager reaches it: `http://127.0.0.1:5000`.
+    pub endpoint: String,
+    /// Where an application's image lives: `cloud/NAME`.
+    pub namespace: String,
+}
+
+/// The gateway's Varnish.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Varnish {
+    /// varnishd's working directory (`-n`): how `varnishadm` and `varnishstat` find it.
+    pub workdir: PathBuf,
+}
+
+/// The plan that is read at the start.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanFile {
+    /// The file.
+    pub file: PathBuf,
+    /// Whether its changes are followed.
+    #[serde(default)]
+    pub watch: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            cloud: CloudId::try_from("matrix").unwrap_or_else(|_| unreachable!("a label")),
+            state: "/var/lib/matrix".into(),
+            run: "/run/matrix".into(),
+            listen: Vec::new(),
+            token_file: None,
+            leases: Some("/var/lib/misc/dnsmasq.leases".into()),
+            ssh: Ssh::default(),
+            admission: AdmissionPolicy::Ask,
+            nodes: Vec::new(),
+            registry: Registry::default(),
+            ports: [20000, 29999],
+            varnish: None,
+            plan: None,
+        }
+    }
+}
+impl Default for Ssh {
+    fn default() -> Self {
+        Self {
+            user: "cloud".into(),
+            identity: "/etc/matrix/id_ed25519".into(),
+            port: 22,
+            engine_socket: "/var/run/docker.sock".into(),
+        }
+    }
+}
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            name: "matrix-manager.matrix:5000".into(),
+            endpoint: "http://127.0.0.1:5000".into(),
+            namespace: "cloud".into(),
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! manager
+pub mod config;

@@ -1,0 +1,61 @@
+//! Who serves what, and the VCL that says so.
+//!
+//! No I/O, no clock: the same table gives the same bytes. Health, order and identifiers are settled before rendering.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{AppName, InstanceId, Port, Route};
+
+/// Every routed application and its backends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct RoutingTable {
+    /// Applications that have at least one route. One without a serving backend answers 503.
+    pub apps: BTreeMap<AppName, AppRouting>,
+}
+
+/// One application's routing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppRouting {
+    /// Which requests are its own; never empty, sorted.
+    pub routes: Vec<Route>,
+    /// Whether the route's path is cut off before the application sees the request.
+    pub strip_path: bool,
+    /// How long an answer that says nothing about caching may be kept, in seconds.
+    pub cache_seconds: Option<u32>,
+    /// Whether any request may be sent twice.
+    pub idempotent: bool,
+    /// Who serves, by instance (during a rollout two containers of one slot may serve: the key is the container's name).
+    pub backends: BTreeMap<String, Backend>,
+}
+
+/// An address that serves an application.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// The instance.
+    pub instance: InstanceId,
+    /// The node's address.
+    pub address: IpAddr,
+    /// The host port.
+    pub port: Port,
+    /// How the gateway watches it; none: not at all.
+    pub probe: Option<Probe>,
+    /// Whether it takes new requests.
+    pub serving: bool,
+}
+
+/// What the gateway asks a backend, again and again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// The path with query: visible ASCII without quotes or backslash.
+    pub path: String,
+    /// The `Host` header; none: the backend's address.
+    pub host: Option<String>,
+    /// The one status that is healthy (a probe knows no ranges).
+    pub status: u16,
+    /// Between two, in milliseconds.
+    pub interval_ms: u32,
+    /// For one answer, in milliseconds.
+    pub timeout_ms: u32,
+}
