@@ -5,9 +5,11 @@
 mod container;
 pub mod lease;
 mod node;
+mod spec;
 
 pub use container::{Container, ContainerState, Ours, SpecHash, label};
 pub use node::{Admission, Engine, HostKey, Node, NodeState, Seen};
+pub use spec::{ContainerSpec, Spec};
 
 use std::collections::BTreeMap;
 
