@@ -72,17 +72,13 @@ impl fmt::Display for PathPrefix {
 impl FromStr for PathPrefix {
     type Err = Invalid;
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let trimmed = match text.strip_suffix('/') {
-            Some("") => "/",
-            Some(rest) => rest,
-            None => text,
-        };
+        let trimmed = if text == "/" { text } else { text.strip_suffix('/').unwrap_or(text) };
         // RFC 3986 unreserved characters and slash: nothing that needs escaping in VCL, a URL or a page.
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '-' | '_' | '.' | '~');
         let good = trimmed.starts_with('/')
             && trimmed.len() <= 200
             && trimmed.chars().all(fits)
-            && (trimmed == "/" || trimmed[1..].split('/').all(|part| !matches!(part, "" | "." | "..")));
+            && (text == "/" || trimmed[1..].split('/').all(|part| !matches!(part, "" | "." | "..")));
         if good {
             Ok(Self(trimmed.to_owned()))
         } else {

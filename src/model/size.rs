@@ -45,7 +45,7 @@ impl FromStr for Memory {
             _ => return Err(wrong()),
         };
         let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
-        if fraction.len() > 3 || whole.len() > 12 {
+        if whole.is_empty() || whole.len() > 12 || fraction.len() > 3 {
             return Err(wrong());
         }
         let thousandths: u128 = format!("{whole}{fraction:0<3}").parse().map_err(|_| wrong())?;
