@@ -1,1 +1,6 @@
-//! remote
+//! Where the world is touched: one world each.
+//!
+//! Decides nothing: what to do, in which order and why comes from elsewhere.
+
+pub mod docker;
+pub mod ssh;
