@@ -7,6 +7,7 @@ use owo_colors::OwoColorize;
 use serde::Serialize;
 
 use super::{Failure, Global};
+use crate::plan::{Diagnostic, Severity};
 
 /// Prints text, tables or JSON to standard output, and progress and errors to standard error.
 #[derive(Debug, Clone)]
@@ -87,6 +88,19 @@ impl Printer {
         self.bars.suspend(|| {
             _ = writeln!(anstream::stderr(), "{} {text}", "warning:".yellow());
         });
+    }
+    /// Shows what was found in a file on standard error; nothing under `--json`, where it is part of the result.
+    pub fn diagnostics(&self, found: &[Diagnostic]) {
+        if self.json {
+            return;
+        }
+        for diagnostic in found {
+            let text = harmless(&diagnostic.to_string()).into_owned();
+            let _ = match diagnostic.severity {
+                Severity::Error => writeln!(anstream::stderr(), "{} {text}", "error:".red()),
+                Severity::Warning => writeln!(anstream::stderr(), "{} {text}", "warning:".yellow()),
+            };
+        }
     }
     /// Shows a failure on standard error, in JSON where JSON is wanted.
     pub fn failure(&self, failure: &Failure) {

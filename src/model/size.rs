@@ -45,7 +45,7 @@ impl FromStr for Memory {
             _ => return Err(wrong()),
         };
         let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
-        if whole.is_empty() || whole.len() > 12 || fraction.len() > 3 {
+        if whole.is_empty() || whole.len() > 20 || fraction.len() > 3 {
             return Err(wrong());
         }
         let thousandths: u128 = format!("{whole}{fraction:0<3}").parse().map_err(|_| wrong())?;
@@ -107,6 +107,7 @@ mod tests {
             let memory: Memory = text.parse().expect(text);
             assert_eq!((memory.bytes(), memory.to_string().as_str()), (bytes, shown));
         }
+        assert_eq!("1099511628801b".parse::<Memory>().map(Memory::bytes), Ok(1_099_511_628_801));
         for bad in ["", "64", "m", "-1m", "1.2.3m", "64x", "99999999999999g", "1.m ", ".m"] {
             assert!(bad.parse::<Memory>().is_err(), "{bad:?}");
         }

@@ -3,9 +3,28 @@
 //! `document` and `legacy` read text and keep spans; `check` turns either into a plan, or into all its errors at once.
 //! No I/O, no clock, no knowledge of nodes that exist or images that are there: those warnings come from the manager.
 
+mod check;
+mod diagnostic;
+mod document;
+mod field;
+mod health;
+mod legacy;
+mod read;
+mod show;
+pub(crate) mod table;
+mod value;
+mod world;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use diagnostic::{Diagnostic, Severity};
+pub use document::{APP_KEYS, DEFAULTS_KEYS, NODE_KEYS, VOLUME_KEYS};
+pub use health::HEALTH_KEYS;
+pub use read::{Checked, MAX_BYTES, read, read_bytes};
+pub use show::to_toml;
+pub use world::{World, world_warnings};
 
 use crate::model::{AppName, Cpus, ImageRef, Memory, NodeName, Port, Route};
 
@@ -156,6 +175,22 @@ pub mod defaults {
     pub const DRAIN_SECONDS: u32 = 30;
     /// Between SIGTERM and SIGKILL, in seconds.
     pub const STOP_SECONDS: u32 = 10;
+}
+
+/// The bounds of a plan's values.
+mod limits {
+    /// Instances of one application.
+    pub(super) const REPLICAS: u32 = 1000;
+    /// Bytes of an environment variable or an argument: Linux gives a process none that is longer.
+    pub(super) const STRING: usize = 128 * 1024 - 2;
+    /// Bytes of memory, least and most.
+    pub(super) const MEMORY: (u64, u64) = (6 << 20, 1 << 50);
+    /// How long an answer may be kept: a year.
+    pub(super) const CACHE_SECONDS: u32 = 31_536_000;
+    /// How long anything is waited for: an hour.
+    pub(super) const WAIT_SECONDS: u32 = 3600;
+    /// The longest interval and answer of a probe: a minute.
+    pub(super) const PROBE_MS: u64 = 60_000;
 }
 
 impl App {
