@@ -1,0 +1,6 @@
+//! End to end on a lab: real dnsmasq, sshd, dockerd, registry, Varnish, manager. Root; one at a time
+//! (`cargo test --test lab -- --test-threads=1`).
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, dead_code)]
+
+mod lab;
+mod rig;
