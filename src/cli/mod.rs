@@ -13,6 +13,7 @@ mod lab;
 mod nodes;
 mod plan;
 mod printer;
+mod progress;
 mod serve;
 mod shell;
 mod status;

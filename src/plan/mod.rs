@@ -4,7 +4,7 @@
 //! No I/O, no clock, no knowledge of nodes that exist or images that are there: those warnings come from the manager.
 
 mod check;
-mod diagnostic;
+pub(crate) mod diagnostic;
 mod document;
 mod field;
 mod health;
@@ -12,7 +12,7 @@ mod legacy;
 mod read;
 mod show;
 pub(crate) mod table;
-mod value;
+pub(crate) mod value;
 mod world;
 
 use std::collections::BTreeMap;

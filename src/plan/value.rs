@@ -7,7 +7,7 @@ use super::Volume;
 type Rule = &'static str;
 
 /// `10s`, `500ms`, `1m30s`, in milliseconds.
-pub(super) fn milliseconds(text: &str) -> Option<u64> {
+pub(crate) fn milliseconds(text: &str) -> Option<u64> {
     let mut rest = text;
     let mut sum: u64 = 0;
     while !rest.is_empty() {
@@ -40,7 +40,7 @@ pub(super) fn duration(milliseconds: u64) -> String {
 /// A command line's words as a POSIX shell splits them: blanks, quotes and backslashes, and nothing else.
 ///
 /// Second: the first unquoted word that would mean something to a shell and means nothing here.
-pub(super) fn words(line: &str) -> Result<(Vec<String>, Option<String>), Rule> {
+pub(crate) fn words(line: &str) -> Result<(Vec<String>, Option<String>), Rule> {
     let mut words = Vec::new();
     let mut shell = None;
     let mut word: Option<String> = None;
@@ -97,7 +97,7 @@ pub(super) fn words(line: &str) -> Result<(Vec<String>, Option<String>), Rule> {
 }
 
 /// An absolute path without `..`, `:` or control characters.
-pub(super) fn absolute(path: &str) -> bool {
+pub(crate) fn absolute(path: &str) -> bool {
     path.starts_with('/')
         && path.len() <= 4096
         && !path.contains(|c: char| c.is_control() || c == ':')
@@ -131,7 +131,7 @@ pub(super) fn short_volume(text: &str) -> Result<Volume, Rule> {
 }
 
 /// `USER[:GROUP]`, names or numbers.
-pub(super) fn user(text: &str) -> bool {
+pub(crate) fn user(text: &str) -> bool {
     let name = |part: &str| {
         let inside = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
         !part.is_empty() && part.len() <= 64 && !part.starts_with(['-', '.']) && part.chars().all(inside)
