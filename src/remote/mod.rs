@@ -3,4 +3,5 @@
 //! Decides nothing: what to do, in which order and why comes from elsewhere.
 
 pub mod docker;
+pub mod leases;
 pub mod ssh;
