@@ -51,7 +51,7 @@ pub struct PullProgress {
 pub struct ContainerEvent {
     /// The container's id.
     pub id: String,
-    /// The engine's word: `start`, `die`, `stop`, `destroy`, `health_status: healthy`.
+    /// The engine's word: `start`, `die`, `destroy`, `health_status: healthy`.
     pub action: String,
 }
 
@@ -242,8 +242,7 @@ impl EngineClient {
     /// What happens to containers from now on. Ends with an error when the engine or the session goes away.
     pub fn events(&self) -> impl Stream<Item = Result<ContainerEvent, EngineError>> + Send + use<> {
         // Not exec: a health check makes three of them each time.
-        let actions =
-            ["create", "start", "die", "stop", "pause", "unpause", "rename", "destroy", "health_status", "oom"];
+        let actions = ["start", "die", "pause", "unpause", "destroy", "health_status"];
         let filters = HashMap::from([
             ("type".to_owned(), vec!["container".to_owned()]),
             ("event".to_owned(), actions.map(str::to_owned).to_vec()),
@@ -277,6 +276,11 @@ impl EngineClient {
         } else {
             Err(EngineError::Foreign { node: self.node.clone(), container: container.to_owned(), verb })
         }
+    }
+
+    /// That it did not answer in time.
+    pub fn silent(&self, what: &str) -> EngineError {
+        self.doing(what)(bollard::errors::Error::RequestTimeoutError)
     }
 
     fn doing(&self, what: impl Into<String>) -> impl FnOnce(bollard::errors::Error) -> EngineError {

@@ -138,7 +138,7 @@ impl Session {
     }
 
     /// Ends the master and returns when it is gone.
-    pub async fn close(self) {
+    pub async fn close(&self) {
         self.end.cancel();
         self.closed().await;
     }

@@ -20,6 +20,7 @@ use matrix::{
 /// sshd, its keys and its folder; ended with this value.
 pub struct Sshd {
     pub dir: tempfile::TempDir,
+    pub address: &'static str,
     pub port: Port,
     pub key: HostKey,
     child: Child,
@@ -38,13 +39,18 @@ pub fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }
 
-fn user() -> String {
+pub fn user() -> String {
     let name = Command::new("id").arg("-un").output().unwrap().stdout;
     String::from_utf8(name).unwrap().trim().to_owned()
 }
 
 impl Sshd {
     pub fn start(more: &str) -> Self {
+        Self::start_at("127.0.0.1", free_port(), more)
+    }
+
+    /// On this loopback address and port, as a node of its own.
+    pub fn start_at(address: &'static str, port: u16, more: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("mx").tempdir_in("/tmp").unwrap();
         let file = |name: &str| dir.path().join(name);
         let key = keygen(&file("host"));
@@ -55,16 +61,23 @@ impl Sshd {
             // Debian's sshd wants it; it is a unit's work to make it.
             fs::create_dir_all("/run/sshd").unwrap();
         }
-        let port = free_port();
         let config = format!(
-            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {host}\nPidFile none\nUsePAM no\nStrictModes no\n\
+            "ListenAddress {address}\nPort {port}\nHostKey {host}\nPidFile none\nUsePAM no\nStrictModes no\n\
              AuthorizedKeysFile {authorized}\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
              PermitRootLogin prohibit-password\nLogLevel VERBOSE\n{more}\n",
             host = file("host").display(),
             authorized = file("authorized").display(),
         );
         fs::write(file("sshd_config"), config).unwrap();
-        let child = Command::new("/usr/sbin/sshd")
+        let child = Self::spawn(&dir);
+        let sshd = Self { dir, address, port: Port::new(port).unwrap(), key, child };
+        sshd.wait();
+        sshd
+    }
+
+    fn spawn(dir: &tempfile::TempDir) -> Child {
+        let file = |name: &str| dir.path().join(name);
+        Command::new("/usr/sbin/sshd")
             .args(["-D", "-E"])
             .arg(file("sshd.log"))
             .arg("-f")
@@ -73,14 +86,36 @@ impl Sshd {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap();
-        let sshd = Self { dir, port: Port::new(port).unwrap(), key, child };
+            .unwrap()
+    }
+
+    fn wait(&self) {
         let start = Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(5), "sshd does not come up: {}", sshd.log());
+        while std::net::TcpStream::connect((self.address, self.port.get())).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(5), "sshd does not come up: {}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
-        sshd
+    }
+
+    /// Off: nobody listens, no connection is left.
+    pub fn stop(&mut self) {
+        self.kill_connections();
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// On again.
+    pub fn again(&mut self) {
+        self.child = Self::spawn(&self.dir);
+        self.wait();
+    }
+
+    /// On again as a machine that was installed anew.
+    pub fn again_with_another_key(&mut self) {
+        let host = self.dir.path().join("host");
+        fs::remove_file(&host).unwrap();
+        self.key = keygen(&host);
+        self.again();
     }
 
     pub fn log(&self) -> String {
@@ -94,7 +129,7 @@ impl Sshd {
     pub fn target(&self, node: &str) -> Target {
         Target {
             node: node.parse().unwrap(),
-            address: [127, 0, 0, 1].into(),
+            address: self.address.parse().unwrap(),
             port: self.port,
             user: user(),
             identity: self.dir.path().join("id"),

@@ -1,0 +1,335 @@
+//! The nodes as the manager knows them: found by lease or configuration, admitted, watched over one session each.
+//!
+//! Starts, stops and places nothing: whoever does that asks here for a node's engine.
+
+mod admission;
+mod discover;
+mod error;
+mod supervise;
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    inventory::{Admission, Engine, HostKey, Node, NodeState, Seen, Snapshot, lease::Leases},
+    model::{NodeName, Port, Timestamp},
+    remote::{
+        docker::{EngineClient, EngineError},
+        leases, ssh,
+    },
+    store::Store,
+};
+
+use super::config::Config;
+use admission::Pinned;
+pub use error::NodesError;
+
+const SSH: Port = Port::new(22).expect("not 0");
+/// For one look at a node's containers.
+const LOOK_WITHIN: Duration = Duration::from_millis(1500);
+
+/// All nodes; a handle, cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Nodes {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Arc<Config>,
+    store: Arc<dyn Store>,
+    sessions: PathBuf,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    watched: Mutex<BTreeMap<NodeName, Watched>>,
+    /// Supervisors that were told to end: a name's next one waits, for both use the same files.
+    ending: Mutex<BTreeMap<NodeName, CancellationToken>>,
+    leases: watch::Receiver<Arc<Leases>>,
+}
+
+/// What is kept of a node beside what is shown.
+#[derive(Debug, Clone)]
+struct Watched {
+    /// Wakes its supervisor: its address or admission changed.
+    wake: Arc<Notify>,
+    /// Ends its supervisor.
+    stop: CancellationToken,
+    /// One look at a time, so that an older one never overwrites a newer.
+    look: Arc<tokio::sync::Mutex<()>>,
+    /// While its session is up.
+    engine: Option<EngineClient>,
+    /// Cancelled by its supervisor's end.
+    ended: CancellationToken,
+}
+
+impl Nodes {
+    /// Begins to watch: what the store has pinned, what the configuration names, what the leases file says. Ends what a
+    /// killed manager left.
+    ///
+    /// # Errors
+    /// When the store or the folder for sessions cannot be used.
+    pub fn start(config: Arc<Config>, store: Arc<dyn Store>, stop: CancellationToken) -> Result<Self, NodesError> {
+        let sessions = config.run.join("ssh");
+        ssh::clean(&sessions)?;
+        let pinned = admission::all(&*store)?;
+        let leases = match &config.leases {
+            Some(file) => leases::follow(file.clone(), stop.clone()),
+            None => watch::channel(Arc::default()).1,
+        };
+        let nodes = Self {
+            shared: Arc::new(Shared {
+                config,
+                store,
+                sessions,
+                stop,
+                tasks: TaskTracker::new(),
+                snapshot: watch::channel(Arc::default()).0,
+                watched: Mutex::default(),
+                ending: Mutex::default(),
+                leases,
+            }),
+        };
+        for (name, pinned) in pinned {
+            nodes.add(admission::known(name, &pinned));
+        }
+        nodes.discover();
+        nodes.shared.tasks.spawn(discover::follow(nodes.clone()));
+        Ok(nodes)
+    }
+
+    /// The world as it is known now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.shared.snapshot.borrow())
+    }
+
+    /// The world each time it changes.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.shared.snapshot.subscribe()
+    }
+
+    /// What is wrong with the leases file, for people.
+    pub fn lease_problems(&self) -> Vec<String> {
+        self.shared.leases.borrow().problems.clone()
+    }
+
+    /// A node's engine, while its session is up.
+    pub fn engine(&self, node: &NodeName) -> Option<EngineClient> {
+        self.watched().get(node)?.engine.clone()
+    }
+
+    /// Looks at a node's containers now and publishes what is there; nothing where its session is down.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub async fn refresh(&self, node: &NodeName) -> Result<(), NodesError> {
+        let watched = self.watched().get(node).cloned();
+        match watched {
+            Some(Watched { engine: Some(engine), look, .. }) => Ok(self.look(node, &engine, &look).await?),
+            _ => Ok(()),
+        }
+    }
+
+    async fn look(
+        &self,
+        name: &NodeName,
+        engine: &EngineClient,
+        one: &tokio::sync::Mutex<()>,
+    ) -> Result<(), EngineError> {
+        let _one = one.lock().await;
+        let containers = engine.containers(LOOK_WITHIN).await?;
+        self.update(name, |node| {
+            node.containers = containers;
+            seen(node, Seen::Answer);
+            node.trouble = None;
+        });
+        Ok(())
+    }
+
+    /// Reads the key a machine offers now.
+    ///
+    /// # Errors
+    /// When there is no such machine, or it does not answer.
+    pub async fn offered_key(&self, name: &NodeName) -> Result<HostKey, NodesError> {
+        let node = self.node(name)?;
+        Ok(ssh::scan(name, node.address, self.port()).await?)
+    }
+
+    /// Pins the key a machine offers now, and makes it a node. `expected`, a fingerprint, must be that key's.
+    ///
+    /// # Errors
+    /// When there is no such machine, it does not answer, or it offers another key than the expected one.
+    pub async fn admit(&self, name: &NodeName, expected: Option<&str>) -> Result<HostKey, NodesError> {
+        let key = self.offered_key(name).await?;
+        if let Some(expected) = expected.filter(|e| *e != key.fingerprint) {
+            return Err(NodesError::OtherKey {
+                node: name.clone(),
+                expected: expected.to_owned(),
+                offered: key.fingerprint,
+            });
+        }
+        self.pin(name, key.clone())?;
+        self.wake(name);
+        Ok(key)
+    }
+
+    /// Unpins a node's key and ends its session. Its containers go on; while it has a lease it is a candidate again.
+    ///
+    /// # Errors
+    /// When there is no such node, or the store fails.
+    pub fn forget(&self, name: &NodeName) -> Result<(), NodesError> {
+        self.node(name)?;
+        admission::unpin(&*self.shared.store, name)?;
+        self.remove(name);
+        self.discover();
+        Ok(())
+    }
+
+    /// Returns when every session has ended, after `stop` was cancelled.
+    pub async fn finished(&self) {
+        self.shared.stop.cancelled().await;
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
+    fn pin(&self, name: &NodeName, key: HostKey) -> Result<(), NodesError> {
+        let node = self.node(name)?;
+        admission::pin(&*self.shared.store, name, &Pinned::new(key.clone(), &node))?;
+        tracing::info!(node = %name, address = %node.address, %key, "admitted");
+        self.update(name, |node| {
+            node.admission = Admission::Admitted { key };
+            node.trouble = None;
+        });
+        Ok(())
+    }
+
+    fn node(&self, name: &NodeName) -> Result<Node, NodesError> {
+        self.snapshot().nodes.get(name).cloned().ok_or_else(|| NodesError::Unknown { node: name.clone() })
+    }
+
+    fn port(&self) -> Port {
+        Port::new(self.shared.config.ssh.port).unwrap_or(SSH)
+    }
+
+    fn watched(&self) -> MutexGuard<'_, BTreeMap<NodeName, Watched>> {
+        self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ending(&self) -> MutexGuard<'_, BTreeMap<NodeName, CancellationToken>> {
+        self.shared.ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self, name: &NodeName) {
+        if let Some(watched) = self.watched().get(name) {
+            watched.wake.notify_one();
+        }
+    }
+
+    fn set_engine(&self, name: &NodeName, engine: Option<EngineClient>) {
+        if let Some(watched) = self.watched().get_mut(name) {
+            watched.engine = engine;
+        }
+    }
+
+    /// Shows a node and begins to watch it.
+    fn add(&self, node: Node) {
+        let name = node.name.clone();
+        let watched = Watched {
+            wake: Arc::default(),
+            stop: self.shared.stop.child_token(),
+            look: Arc::default(),
+            engine: None,
+            ended: CancellationToken::new(),
+        };
+        self.watched().insert(name.clone(), watched.clone());
+        let before = self.ending().remove(&name);
+        self.shared.snapshot.send_modify(|all| {
+            Arc::make_mut(all).nodes.insert(name.clone(), node);
+        });
+        let nodes = self.clone();
+        self.shared.tasks.spawn(async move {
+            if let Some(before) = before {
+                before.cancelled().await;
+            }
+            supervise::watch_over(nodes, name, watched).await;
+        });
+    }
+
+    fn remove(&self, name: &NodeName) {
+        if let Some(watched) = self.watched().remove(name) {
+            watched.stop.cancel();
+            self.ending().insert(name.clone(), watched.ended);
+        }
+        self.shared.snapshot.send_if_modified(|all| Arc::make_mut(all).nodes.remove(name).is_some());
+    }
+
+    /// Changes what is shown of a node; nobody is told where nothing changed.
+    fn update(&self, name: &NodeName, change: impl FnOnce(&mut Node)) {
+        self.shared.snapshot.send_if_modified(|all| {
+            let Some(now) = all.nodes.get(name) else { return false };
+            let mut next = now.clone();
+            change(&mut next);
+            let changed = next != *now;
+            if changed {
+                Arc::make_mut(all).nodes.insert(name.clone(), next);
+            }
+            changed
+        });
+    }
+
+    /// Records that the engine with this id is `name`'s; or whose it is already.
+    fn claim_engine(&self, name: &NodeName, engine_id: &str) -> Option<(NodeName, IpAddr)> {
+        // Two clones that come at once must not both find nobody.
+        static ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let claimed = admission::all(&*self.shared.store).and_then(|pinned| {
+            let twin = pinned
+                .into_iter()
+                .find(|(other, pinned)| other != name && pinned.engine_id.as_deref() == Some(engine_id));
+            if twin.is_none() {
+                admission::amend(&*self.shared.store, name, |pinned| pinned.engine_id = Some(engine_id.to_owned()))?;
+            }
+            Ok(twin)
+        });
+        match claimed {
+            Ok(twin) => twin.map(|(twin, pinned)| (twin, pinned.address)),
+            Err(error) => {
+                tracing::warn!(node = %name, %error, "its engine's id is not kept");
+                None
+            }
+        }
+    }
+}
+
+/// What the engine says now; the disk stays as it was seen last.
+fn show_engine(node: &mut Node, mut info: Engine) {
+    if let Some(before) = &node.engine {
+        (info.disk_free, info.disk_total) = (before.disk_free, before.disk_total);
+    }
+    node.engine = Some(info);
+}
+
+/// The node after one more look.
+fn seen(node: &mut Node, seen: Seen) {
+    let now = Timestamp::now();
+    let before = node.state;
+    node.state = before.next(seen, now);
+    let same = matches!(
+        (before, node.state),
+        (NodeState::Ready, NodeState::Ready)
+            | (NodeState::Suspect { .. }, NodeState::Suspect { .. })
+            | (NodeState::Lost { .. }, NodeState::Lost { .. })
+    );
+    if !same {
+        tracing::info!(node = %node.name, from = ?before, to = ?node.state, "node state");
+        node.since = now;
+    }
+}
