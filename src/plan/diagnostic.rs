@@ -170,9 +170,19 @@ impl Notes {
             note.hint(hint);
         }
     }
-    /// The lines that have findings.
-    pub(crate) fn lines(&self, source: &Source) -> BTreeSet<usize> {
-        self.found.iter().map(|note| source.line(note.span.start)).collect()
+    /// The lines that have findings; and the lines below those of them that begin with `[`, up to the next such.
+    pub(crate) fn broken_lines(&self, source: &Source) -> (BTreeSet<usize>, BTreeSet<usize>) {
+        let broken: BTreeSet<usize> = self.found.iter().map(|note| source.line(note.span.start)).collect();
+        let mut headless = BTreeSet::new();
+        let mut below = false;
+        for (index, line) in source.text.split('\n').enumerate() {
+            if line.trim_start().starts_with('[') {
+                below = broken.contains(&(index + 1));
+            } else if below {
+                headless.insert(index + 1);
+            }
+        }
+        (broken, headless)
     }
     pub(crate) fn has_errors(&self) -> bool {
         self.found.iter().any(|note| note.severity == Severity::Error)

@@ -10,7 +10,7 @@ use toml::{
 
 use super::{
     check::{Cache, Draft, NodeEntry, Paths, Settings},
-    diagnostic::{Notes, Source, Span},
+    diagnostic::{Notes, Source, Span, nearest},
     field, health, limits, table,
     table::{Fields, Value},
     value,
@@ -102,9 +102,13 @@ pub(super) fn read(source: &Source, found: &mut Notes) -> Vec<Draft> {
     let mut meaning = Notes::default();
     let drafts = drafts(&root, &mut meaning);
     if syntax.has_errors() {
-        // What follows from a line that is no TOML is noise.
-        let broken = syntax.lines(source);
-        meaning.retain(|note| !broken.contains(&source.line(note.span.start)));
+        // What follows from a line that is no TOML is noise, and so is a whole table below such a header.
+        let (broken, headless) = syntax.broken_lines(source);
+        meaning.retain(|note| {
+            let line = source.line(note.span.start);
+            !broken.contains(&line) && !headless.contains(&line)
+        });
+        syntax.retain(|note| !headless.contains(&source.line(note.span.start)));
     } else if drafts.is_empty() && !meaning.has_errors() {
         meaning.error(0..0, "the plan names no application").hint("add [apps.NAME]; an empty table is enough");
     }
@@ -115,6 +119,7 @@ pub(super) fn read(source: &Source, found: &mut Notes) -> Vec<Draft> {
 
 fn drafts(root: &DeTable<'_>, found: &mut Notes) -> Vec<Draft> {
     let strays = |key: &str| match root.get(key).map(Spanned::get_ref) {
+        _ if nearest(key, ["apps", "defaults"]).is_some() => None,
         Some(DeValue::Table(table)) if table.keys().any(|k| APP_KEYS.contains(&k.get_ref().as_ref())) => {
             Some(format!("for an application of this name write [apps.{key}]"))
         }
@@ -155,7 +160,8 @@ fn drafts(root: &DeTable<'_>, found: &mut Notes) -> Vec<Draft> {
             }
         };
         let DeValue::Table(table) = value.get_ref() else {
-            let note = table::wrong_type(&table::quoted(key.get_ref()), "a table", value, found);
+            let note =
+                table::wrong_type(&format!("application {}", table::quoted(key.get_ref())), "a table", value, found);
             note.hint("write [apps.NAME], or NAME = { … } below [apps]");
             continue;
         };

@@ -32,10 +32,9 @@ fn pairs(key: &str, lines: Lines, value: &Value<'_>, found: &mut Notes) -> Vec<(
             for entry in list {
                 let Some(text) = table::scalar(&format!("an entry of {key}"), lines, entry, found) else { continue };
                 let Some((name, value)) = text.split_once('=') else {
-                    found.error(entry.span(), format!("{} of {key} has no value", table::quoted(&text))).hint(format!(
-                        "write \"{}=VALUE\"; nothing is taken from the manager's own environment",
-                        "NAME"
-                    ));
+                    found
+                        .error(entry.span(), format!("{} of {key} has no value", table::quoted(&text)))
+                        .hint("write \"NAME=VALUE\"; nothing is taken from the manager's own environment");
                     continue;
                 };
                 if pairs.iter().any(|(other, _, _)| other == name) {

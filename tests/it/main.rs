@@ -3,5 +3,6 @@
 
 mod cli;
 mod nodes;
+mod plan;
 mod rig_sshd;
 mod sessions;
