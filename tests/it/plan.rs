@@ -1,6 +1,6 @@
 //! Plans as a user meets them: what is accepted, what is said of the rest, and the laws both forms keep.
 
-use std::{fmt::Write as _, path::PathBuf, time::Instant};
+use std::{fmt::Write as _, path::PathBuf};
 
 use assert_cmd::Command;
 use matrix::plan::{self, Placement};
@@ -20,6 +20,12 @@ fn matrix(args: &[&str]) -> std::process::Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// What this thread has used: unlike the clock, it does not run while others have the processor.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    stat.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
 }
 
 #[test]
@@ -169,16 +175,18 @@ fn a_hundred_thousand_lines_are_read_in_time() {
         }
     }
     for good in [&columns, &document] {
-        let start = Instant::now();
+        let start = cpu_seconds();
         assert!(plan::read("big", good).unwrap().plan.apps.len() >= 25_000);
-        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+        let took = cpu_seconds() - start;
+        assert!(took < 10.0, "{took} s");
     }
     // As many errors: the first are shown, the others counted.
     for bad in [columns.replace("8080", "x"), document.replace("64m", "64x"), document.replace(" = ", " ")] {
-        let start = Instant::now();
+        let start = cpu_seconds();
         let found = plan::read("big", &bad).unwrap_err();
         assert!(found.len() == 201 && found[200].message.contains("more errors"), "{}", found.len());
-        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+        let took = cpu_seconds() - start;
+        assert!(took < 10.0, "{took} s");
     }
 }
 
@@ -203,11 +211,12 @@ fn deep_and_long_texts_are_refused_not_died_of() {
         "x".repeat(plan::MAX_BYTES + 1),
     ];
     for text in &hostile {
-        let start = Instant::now();
+        let start = cpu_seconds();
         let found = plan::read("hostile", text).unwrap_err();
         assert!(!found.is_empty());
         assert!(found.iter().all(|d| d.to_string().len() < 3000), "{}", &found[0].to_string()[..3000]);
-        assert!(start.elapsed().as_secs() < 10, "{:?} {}", start.elapsed(), &text[..40]);
+        let took = cpu_seconds() - start;
+        assert!(took < 10.0, "{took} s for {}", &text[..40]);
     }
 }
 
