@@ -31,12 +31,12 @@ fn fill(template: &str, values: &[(&str, &str)]) -> String {
 fn manager_config(name: &LabName, places: &Places, leg: Leg) -> String {
     let path = |p: &Path| p.display().to_string();
     fill(
-        include_str!("../../templates/matrix-lab.toml"),
+        include_str!("../../templates/matrix.toml"),
         &[
             ("cloud", name.as_str()),
             ("state", &path(&places.state.join("matrix"))),
             ("run", &path(&places.run)),
-            ("host_leg", &leg.gateway().to_string()),
+            ("listen", &format!("\"10.10.10.1:8080\", \"{}:8080\"", leg.gateway())),
             ("leases", &path(&places.leases())),
             ("identity", &path(&places.identity())),
             ("varnish", &path(&places.varnish())),

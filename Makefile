@@ -1,0 +1,61 @@
+# Two commands for a user (demo, test), some more for who works on it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-down test check bench lab lab-down packages build lab-tests vcl-tests browser-tests vagrant-validate
+
+# `make demo PROFILE=dev` takes what the tests have built already.
+PROFILE ?= release
+MATRIX := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/matrix
+# Namespaces and mounts are root's: everything is built as you, and only what needs it runs as root.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
+NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## */\1\t/p' Makefile | expand -t 20
+
+demo: build ## a cloud on this machine: three nodes, two applications, one node lost, still answering
+	$(SUDO) vm/demo.sh $(MATRIX)
+
+demo-down: ## remove the demo's cloud
+	$(SUDO) $(firstword $(wildcard $(MATRIX) target/*/matrix)) lab --name demo down
+
+test: packages check lab-tests vcl-tests browser-tests vagrant-validate ## everything, from a bare Debian 12 on
+
+check: ## format, lints, unit, property and snapshot tests: the inner loop, no root
+	cargo fmt --check
+	cargo clippy --all-targets -q -- -D warnings
+ifeq ($(NEXTEST),yes)
+	cargo nextest run --no-fail-fast -E 'kind(lib) or kind(bin) or binary(it)'
+else
+	cargo test -q --lib --bins --test it
+endif
+
+bench: build ## the figures, ours beside others', one a line
+	$(SUDO) benches/run $(MATRIX)
+
+lab: build ## a lab of three nodes, to try things
+	$(SUDO) $(MATRIX) lab up
+
+lab-down: ## remove that lab
+	$(SUDO) $(firstword $(wildcard $(MATRIX) target/*/matrix)) lab down
+
+packages: ## install what the tests need and this machine lacks
+	@vm/provision/packages.sh test
+
+build: ## install what a lab needs, build the program
+	@vm/provision/packages.sh run
+	cargo build -q --profile $(PROFILE)
+
+lab-tests: ## end to end, on labs (root)
+	cargo $(AS_ROOT) test -q --test lab -- --test-threads=1
+
+vcl-tests: ## the gateway's VCL in a real Varnish
+	@shopt -s nullglob; for test in tests/vcl/*.vtc; do varnishtest -q "$$test" || exit 1; done
+
+browser-tests: ## the page in a headless Chromium
+	@if [ -d tests/browser ]; then cargo $(AS_ROOT) test -q --test browser -- --test-threads=1; fi
+
+vagrant-validate: ## the Vagrantfile
+	@if command -v vagrant >/dev/null; then cd vm && home=$$(mktemp -d) && VAGRANT_HOME=$$home vagrant validate --ignore-provider; \
+	status=$$?; rm -rf $$home; exit $$status; else echo "vagrant is not here: its file is not checked"; fi
