@@ -1,6 +1,7 @@
 //! The manager daemon: configuration, collecting, executing, the only loop.
 
 pub mod config;
+pub mod gateway;
 pub mod nodes;
 
 use std::sync::Arc;

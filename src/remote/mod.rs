@@ -5,3 +5,4 @@
 pub mod docker;
 pub mod leases;
 pub mod ssh;
+pub mod varnish;

@@ -2,6 +2,9 @@
 //!
 //! No I/O, no clock: the same table gives the same bytes. Health, order and identifiers are settled before rendering.
 
+mod paths;
+pub mod vcl;
+
 use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};

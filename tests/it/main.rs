@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod cli;
+mod gateway;
 mod nodes;
 mod plan;
 mod rig_sshd;

@@ -1,0 +1,446 @@
+//! The gateway: keeps a varnishd running what the last accepted routing table says.
+//!
+//! Only what changed is loaded, and a table is accepted when varnishd has compiled all of it: a refusal leaves the old
+//! one running. A varnishd that comes back empty gets everything again. Never starts or stops varnishd itself, never
+//! touches VCL of others, and never stands in a request's way: routes outlive the manager.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::config::Config;
+use crate::{
+    model::{AppName, Timestamp},
+    remote::varnish::{Health, Loaded, Varnish, VarnishError},
+    routing::{
+        RoutingTable,
+        vcl::{self, VclError},
+    },
+};
+
+/// How often varnishd's process number is looked at: one small file.
+const GLANCE: Duration = Duration::from_millis(100);
+/// How often what is loaded is compared with what should be.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// The gateway's handle; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// None: the configuration has no Varnish; every table is accepted and nothing is routed.
+    varnish: Option<Varnish>,
+    /// Where VCL is written for varnishd's compiler, which runs as another user.
+    folder: PathBuf,
+    state: watch::Sender<GatewayState>,
+    /// One change at a time; holds what should run.
+    wanted: tokio::sync::Mutex<Option<Arc<Generation>>>,
+    /// Containers whose backends are overruled as sick; every version of theirs gets told.
+    sick: Mutex<BTreeSet<String>>,
+}
+
+/// What the gateway is like.
+#[derive(Debug, Clone)]
+pub struct GatewayState {
+    /// Whether varnishd runs the active table.
+    pub up: bool,
+    /// The table that runs, or would if varnishd were up.
+    pub active: Option<Arc<RoutingTable>>,
+    /// What went wrong last; none when all is well.
+    pub error: Option<String>,
+    /// Since when it is up, or not.
+    pub since: Timestamp,
+}
+
+/// What an accepted table changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The VCLs that were compiled.
+    pub loaded: Vec<String>,
+    /// How many labels came to stand for another VCL.
+    pub labels: usize,
+    /// Whether the root was changed.
+    pub root: bool,
+    /// The VCLs and labels that were forgotten.
+    pub discarded: Vec<String>,
+}
+
+/// Why a table does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// It cannot be written as VCL.
+    #[error(transparent)]
+    Render(#[from] VclError),
+    /// varnishd's compiler refused it.
+    #[error("varnishd refused the VCL of {what}; the routes before stay\n{message}")]
+    Compile {
+        /// `shop`, or `the routes`.
+        what: String,
+        /// The compiler's message.
+        message: String,
+    },
+    /// varnishd did not do it.
+    #[error(transparent)]
+    Varnish(#[from] VarnishError),
+    /// The VCL could not be written to its file.
+    #[error("cannot write {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A table with its VCL: name and text of the root and of every application.
+#[derive(Debug)]
+struct Generation {
+    table: Arc<RoutingTable>,
+    root: (String, String),
+    apps: BTreeMap<AppName, (String, String)>,
+}
+
+impl Generation {
+    fn of(table: &RoutingTable) -> Result<Self, VclError> {
+        let text = vcl::root(table)?;
+        let app = |(name, routing)| {
+            let text = vcl::app(name, routing)?;
+            Ok((name.clone(), (vcl::app_version(name, &text), text)))
+        };
+        Ok(Self {
+            table: Arc::new(table.clone()),
+            root: (vcl::root_version(&text), text),
+            apps: table.apps.iter().map(app).collect::<Result<_, VclError>>()?,
+        })
+    }
+
+    /// Whether this and nothing else of ours is loaded, labelled and used.
+    fn runs(&self, loaded: &[Loaded]) -> bool {
+        loaded.iter().any(|l| l.active && l.name == self.root.0)
+            && self.apps.iter().all(|(app, (name, _))| stands_for(loaded, &vcl::label(app)) == Some(name))
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        let labels = self.apps.keys().map(vcl::label);
+        let versions = self.apps.values().map(|(name, _)| name.clone());
+        labels.chain(versions).chain([self.root.0.clone()]).collect()
+    }
+}
+
+fn stands_for<'a>(loaded: &'a [Loaded], label: &str) -> Option<&'a str> {
+    loaded.iter().find(|l| l.name == label)?.label_of.as_deref()
+}
+
+impl Gateway {
+    /// A gateway that looks after the configured varnishd until `stop`. Routes nothing new until the first table.
+    pub fn start(config: &Config, stop: CancellationToken) -> Self {
+        let gateway = Self {
+            inner: Arc::new(Inner {
+                varnish: config.varnish.as_ref().map(|v| Varnish::new(&v.workdir)),
+                folder: config.run.join("vcl"),
+                state: watch::Sender::new(GatewayState {
+                    up: false,
+                    active: None,
+                    error: None,
+                    since: Timestamp::now(),
+                }),
+                wanted: tokio::sync::Mutex::default(),
+                sick: Mutex::default(),
+            }),
+        };
+        if gateway.inner.varnish.is_some() {
+            let inner = Arc::clone(&gateway.inner);
+            tokio::spawn(async move { stop.run_until_cancelled(inner.supervise()).await });
+        }
+        gateway
+    }
+
+    /// Lets varnishd run this table; returns once it does.
+    ///
+    /// # Errors
+    /// A table that cannot be written or compiled changes nothing. While varnishd is down, the table is kept and
+    /// loaded when it comes back.
+    pub async fn apply(&self, table: &RoutingTable) -> Result<Applied, GatewayError> {
+        self.inner.apply(table).await
+    }
+
+    /// What the gateway is like, now and whenever it changes.
+    pub fn state(&self) -> watch::Receiver<GatewayState> {
+        self.inner.state.subscribe()
+    }
+
+    /// The VCL that runs: `root`, and each application's by its name.
+    pub async fn vcl(&self) -> BTreeMap<String, String> {
+        let wanted = self.inner.wanted.lock().await;
+        let Some(generation) = wanted.as_deref() else { return BTreeMap::new() };
+        render_names(generation)
+    }
+
+    /// The VCL that would run under this table.
+    ///
+    /// # Errors
+    /// The table cannot be written as VCL.
+    pub fn preview(table: &RoutingTable) -> Result<BTreeMap<String, String>, VclError> {
+        Generation::of(table).map(|generation| render_names(&generation))
+    }
+
+    /// How many requests are in flight to a container, also in VCLs that take no new ones. None: varnishd knows no
+    /// backend of it (any more), so there can be none.
+    ///
+    /// # Errors
+    /// varnishd does not say.
+    pub async fn in_flight(&self, container: &str) -> Result<Option<u64>, GatewayError> {
+        let Some(varnish) = &self.inner.varnish else { return Ok(None) };
+        let id = vcl::backend_id(container);
+        let of = |name: &str| name.starts_with(vcl::PREFIX) && name.rsplit_once('.').is_some_and(|(_, b)| b == id);
+        let counts = varnish.in_flight().await?;
+        let ours: Vec<u64> = counts.into_iter().filter(|(name, _)| of(name)).map(|(_, count)| count).collect();
+        Ok((!ours.is_empty()).then(|| ours.iter().sum()))
+    }
+
+    /// Takes a container's backend out of the turn at once (`sick`), or leaves it to its probe again. Needs no load.
+    ///
+    /// # Errors
+    /// varnishd did not do it; it is remembered and told with the next table.
+    pub async fn set_health(&self, container: &str, sick: bool) -> Result<(), GatewayError> {
+        {
+            let mut all = self.inner.sick.lock().unwrap_or_else(PoisonError::into_inner);
+            if sick {
+                all.insert(container.to_owned())
+            } else {
+                all.remove(container)
+            };
+        }
+        let Some(varnish) = &self.inner.varnish else { return Ok(()) };
+        let health = if sick { Health::Sick } else { Health::Auto };
+        match varnish.set_health(&format!("{}*.{}", vcl::PREFIX, vcl::backend_id(container)), health).await {
+            // It has no backend: nothing to take out.
+            Err(VarnishError::Refused { message, .. }) if message.contains("No Backends matches") => Ok(()),
+            result => Ok(result?),
+        }
+    }
+}
+
+fn render_names(generation: &Generation) -> BTreeMap<String, String> {
+    let apps = generation.apps.iter().map(|(app, (_, text))| (app.to_string(), text.clone()));
+    // An application may be called root as well: the gateway's own part has a name that none can have.
+    apps.chain([("(root)".to_owned(), generation.root.1.clone())]).collect()
+}
+
+impl Inner {
+    async fn apply(&self, table: &RoutingTable) -> Result<Applied, GatewayError> {
+        let generation = Arc::new(Generation::of(table)?);
+        let mut wanted = self.wanted.lock().await;
+        let Some(varnish) = &self.varnish else {
+            self.became(true, Some(&generation), None);
+            *wanted = Some(generation);
+            return Ok(Applied::default());
+        };
+        let result = self.install(varnish, &generation).await;
+        match &result {
+            Ok(_) => {
+                self.became(true, Some(&generation), None);
+                *wanted = Some(generation);
+            }
+            Err(error @ GatewayError::Varnish(VarnishError::Down { .. })) => {
+                self.became(false, Some(&generation), Some(error));
+                *wanted = Some(generation);
+            }
+            Err(error) => {
+                let up = self.state.borrow().up;
+                self.became(up, None, Some(error));
+            }
+        }
+        result
+    }
+
+    /// Loads what is missing, moves labels, uses the root, forgets the rest. At any moment what runs is whole.
+    async fn install(&self, varnish: &Varnish, generation: &Generation) -> Result<Applied, GatewayError> {
+        let mut applied = Applied::default();
+        let loaded = varnish.list().await?;
+        let names: BTreeSet<&str> = loaded.iter().map(|l| l.name.as_str()).collect();
+        for (app, (name, text)) in &generation.apps {
+            if !names.contains(name.as_str()) {
+                self.load(varnish, app.as_str(), name, text, &mut applied).await?;
+            }
+        }
+        self.tell_sick(varnish, generation, &applied.loaded).await;
+        let moved: Vec<_> = generation
+            .apps
+            .iter()
+            .filter(|(app, (name, _))| stands_for(&loaded, &vcl::label(app)) != Some(name))
+            .collect();
+        // A label that is new must be there before the root that names it; one that moves must wait until the root is
+        // known to compile.
+        let (root, text) = &generation.root;
+        for (app, (name, _)) in moved.iter().filter(|(app, _)| !names.contains(vcl::label(app).as_str())) {
+            varnish.label(&vcl::label(app), name).await?;
+        }
+        if !names.contains(root.as_str()) {
+            self.load(varnish, "the routes", root, text, &mut applied).await?;
+        }
+        for (app, (name, _)) in moved.iter().filter(|(app, _)| names.contains(vcl::label(app).as_str())) {
+            varnish.label(&vcl::label(app), name).await?;
+        }
+        applied.labels = moved.len();
+        if !loaded.iter().any(|l| l.active && l.name == *root) {
+            varnish.use_vcl(root).await?;
+            applied.root = true;
+        }
+        if !varnish.running().await? {
+            varnish.start().await?;
+        }
+        applied.discarded = self.tidy(varnish, &generation.names()).await?;
+        Ok(applied)
+    }
+
+    async fn load(
+        &self,
+        varnish: &Varnish,
+        what: &str,
+        name: &str,
+        text: &str,
+        applied: &mut Applied,
+    ) -> Result<(), GatewayError> {
+        let path = self.folder.join(format!("{name}.vcl"));
+        write(&path, text).map_err(|source| GatewayError::File { path: path.clone(), source })?;
+        match varnish.load(name, &path).await {
+            Ok(()) => {
+                applied.loaded.push(name.to_owned());
+                Ok(())
+            }
+            Err(error) => {
+                // What this table has brought must not stay behind: it would be probing for nobody.
+                _ = varnish.discard(&applied.loaded).await;
+                match error {
+                    VarnishError::Refused { message, .. } => {
+                        Err(GatewayError::Compile { what: what.to_owned(), message })
+                    }
+                    error => Err(error.into()),
+                }
+            }
+        }
+    }
+
+    /// Overrules are lost with the VCL they were said of.
+    async fn tell_sick(&self, varnish: &Varnish, generation: &Generation, loaded: &[String]) {
+        let sick = self.sick.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (app, (name, _)) in generation.apps.iter().filter(|(_, (name, _))| loaded.contains(name)) {
+            let serving = generation.table.apps[app].backends.iter().filter(|(_, b)| b.serving);
+            for (container, _) in serving.filter(|(container, _)| sick.contains(*container)) {
+                _ = varnish.set_health(&format!("{name}.{}", vcl::backend_id(container)), Health::Sick).await;
+            }
+        }
+    }
+
+    /// Forgets what is ours and not kept, loaded or on disk. What is busy ends by itself.
+    async fn tidy(&self, varnish: &Varnish, keep: &BTreeSet<String>) -> Result<Vec<String>, GatewayError> {
+        let loaded = varnish.list().await?;
+        let mut old: Vec<_> = loaded
+            .into_iter()
+            .filter(|l| l.name.starts_with(vcl::PREFIX) && !keep.contains(&l.name) && !l.active)
+            .map(|l| l.name)
+            .collect();
+        // A root before the labels it names, a label before what it stands for.
+        let rank = |name: &String| match name.strip_prefix(vcl::PREFIX) {
+            Some(rest) if rest.starts_with("root_") => 0,
+            Some(rest) if rest.starts_with("vcl_") => 2,
+            _ => 1,
+        };
+        old.sort_by_key(|name| (rank(name), name.clone()));
+        for name in &old {
+            varnish.discard(std::slice::from_ref(name)).await?;
+        }
+        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let file = entry.file_name();
+            let name = file.to_str().and_then(|f| f.strip_suffix(".vcl"));
+            if name.is_some_and(|n| n.starts_with(vcl::PREFIX) && !keep.contains(n)) {
+                _ = std::fs::remove_file(entry.path());
+            }
+        }
+        Ok(old)
+    }
+
+    /// Glances at varnishd's process number often, and compares what is loaded now and then: no request waits longer
+    /// than that for its route when varnishd comes back empty.
+    async fn supervise(&self) {
+        let Some(varnish) = &self.varnish else { return };
+        let (mut seen, mut looked) = (None, None::<Instant>);
+        loop {
+            tokio::time::sleep(GLANCE).await;
+            let process = varnish.process();
+            let due = looked.is_none_or(|at| at.elapsed() >= LOOK);
+            let up = self.state.borrow().up;
+            if process.is_none() {
+                if up {
+                    let workdir = varnish.workdir().to_owned();
+                    self.became(false, None, Some(&VarnishError::Down { workdir }.into()));
+                }
+            } else if process != seen || !up || due {
+                looked = Some(Instant::now());
+                self.look(varnish).await;
+            }
+            seen = process;
+        }
+    }
+
+    async fn look(&self, varnish: &Varnish) {
+        let wanted = self.wanted.lock().await;
+        let Some(generation) = wanted.as_deref() else { return };
+        let as_wanted = match (varnish.list().await, varnish.running().await) {
+            (Ok(loaded), Ok(true)) => generation.runs(&loaded),
+            (Ok(_), Ok(false)) => false,
+            (Err(error), _) | (_, Err(error)) => return self.became(false, None, Some(&error.into())),
+        };
+        if as_wanted {
+            return self.became(true, None, None);
+        }
+        match self.install(varnish, generation).await {
+            Ok(applied) => {
+                tracing::info!(loaded = applied.loaded.len(), "varnishd came back without its VCL; loaded it again");
+                self.became(true, None, None);
+            }
+            Err(error) => self.became(false, None, Some(&error)),
+        }
+    }
+
+    fn became(&self, up: bool, active: Option<&Arc<Generation>>, error: Option<&GatewayError>) {
+        let error = error.map(|e| {
+            let chain = std::iter::successors(Some(e as &dyn std::error::Error), |e| e.source());
+            chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+        });
+        self.state.send_if_modified(|state| {
+            let same = state.up == up && state.error == error && active.is_none();
+            if state.up != up {
+                state.since = Timestamp::now();
+            }
+            state.up = up;
+            state.error = error;
+            if let Some(generation) = active {
+                state.active = Some(Arc::clone(&generation.table));
+            }
+            !same
+        });
+    }
+}
+
+/// Writes a file whole, readable for varnishd's compiler. Nothing in it is secret: addresses and paths.
+fn write(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(folder)?;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?;
+    let part = path.with_extension("part");
+    std::fs::write(&part, text)?;
+    std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o644))?;
+    std::fs::rename(part, path)
+}

@@ -1,0 +1,387 @@
+//! The gateway against a real varnishd on loopback, with real backends: load, switch, discard, come back, refuse.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use matrix::{
+    manager::{
+        config::{self, Config},
+        gateway::{Applied, Gateway, GatewayError},
+    },
+    model::{AppName, InstanceId, Port, Route},
+    routing::{AppRouting, Backend, Probe, RoutingTable},
+};
+use tokio_util::sync::CancellationToken;
+
+/// A varnishd of our own with its folder; gone when dropped.
+struct Edge {
+    dir: tempfile::TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Edge {
+    fn start() -> Self {
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
+        // varnishd's compiler runs as another user.
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let mut edge = Self { dir, port: free_port(), child: None };
+        edge.boot();
+        edge
+    }
+    fn workdir(&self) -> PathBuf {
+        self.dir.path().join("varnish")
+    }
+    /// Starts varnishd without any VCL.
+    fn boot(&mut self) {
+        let child = Command::new("/usr/sbin/varnishd")
+            .args(["-F", "-f", "", "-n"])
+            .arg(self.workdir())
+            .args(["-a", &format!("127.0.0.1:{}", self.port)])
+            .args(matrix::routing::vcl::varnishd_parameters())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        until("varnishd is up", || self.admin(&["ping"]).is_some());
+    }
+    fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    fn admin(&self, args: &[&str]) -> Option<String> {
+        let out = Command::new("varnishadm").arg("-n").arg(self.workdir()).args(args).output().unwrap();
+        out.status.success().then(|| String::from_utf8(out.stdout).unwrap())
+    }
+    fn ours(&self) -> Vec<String> {
+        let list = self.admin(&["vcl.list"]).unwrap();
+        let line = |l: &str| l.split_whitespace().find(|w| w.starts_with("matrix_")).map(str::to_owned);
+        list.lines().filter(|l| !l.starts_with("discarded")).filter_map(line).collect()
+    }
+    fn config(&self) -> Config {
+        Config {
+            run: self.dir.path().join("run"),
+            varnish: Some(config::Varnish { workdir: self.workdir() }),
+            ..Config::default()
+        }
+    }
+    fn get(&self, path: &str) -> (u16, String) {
+        get(self.port, path)
+    }
+}
+impl Drop for Edge {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            _ = Command::new("kill").arg(child.id().to_string()).status();
+            _ = child.wait();
+        }
+    }
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    start.elapsed()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Status and body of a GET; status 0 where the connection failed.
+fn get(port: u16, path: &str) -> (u16, String) {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: cloud.example\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let Ok(text) = ask() else { return (0, String::new()) };
+    let status = text.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+    (status, text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+}
+
+/// A server that answers every request with its name, and those to `/slow` only when told to.
+struct Server {
+    port: u16,
+    release: Arc<AtomicBool>,
+    served: Arc<AtomicU32>,
+}
+
+fn server(name: &'static str) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (release, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    let (may, count) = (Arc::clone(&release), Arc::clone(&served));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { return };
+            let (may, count) = (Arc::clone(&may), Arc::clone(&count));
+            std::thread::spawn(move || serve(stream, name, &may, &count));
+        }
+    });
+    Server { port, release, served }
+}
+
+fn serve(mut stream: TcpStream, name: &str, may: &AtomicBool, count: &AtomicU32) {
+    let mut seen = Vec::new();
+    let mut chunk = [0; 4096];
+    while let Ok(n @ 1..) = stream.read(&mut chunk) {
+        seen.extend_from_slice(&chunk[..n]);
+        while let Some(end) = seen.windows(4).position(|w| w == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&seen[..end]).into_owned();
+            seen.drain(..end + 4);
+            while head.contains("/slow") && !may.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if !head.contains("/health") {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
+            // A probe reads until the connection ends.
+            if stream.write_all(answer.as_bytes()).is_err() || head.contains("Connection: close") {
+                return;
+            }
+        }
+    }
+}
+
+fn backend(app: &str, slot: u32, port: u16) -> Backend {
+    Backend {
+        instance: format!("{app}.{slot}").parse::<InstanceId>().unwrap(),
+        address: [127, 0, 0, 1].into(),
+        port: Port::new(port).unwrap(),
+        probe: Some(Probe { path: "/health".to_owned(), host: None, status: 200, interval_ms: 200, timeout_ms: 200 }),
+        serving: true,
+    }
+}
+
+fn app(name: &str, ports: &[u16]) -> (AppName, AppRouting) {
+    let key = |(at, port): (usize, &u16)| {
+        let slot = u32::try_from(at).unwrap() + 1;
+        (format!("{name}-{slot}-{port}"), backend(name, slot, *port))
+    };
+    let routing = AppRouting {
+        routes: vec![Route { host: None, path: format!("/{name}").parse().unwrap() }],
+        strip_path: false,
+        cache_seconds: None,
+        idempotent: false,
+        backends: ports.iter().enumerate().map(key).collect(),
+    };
+    (name.parse().unwrap(), routing)
+}
+
+fn table(apps: impl IntoIterator<Item = (AppName, AppRouting)>) -> RoutingTable {
+    RoutingTable { apps: apps.into_iter().collect::<BTreeMap<_, _>>() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_changed_is_loaded_and_the_rest_forgotten() {
+    let edge = Edge::start();
+    let (a, b, c) = (server("a"), server("b"), server("c"));
+    let stop = CancellationToken::new();
+    let gateway = Gateway::start(&edge.config(), stop.clone());
+
+    edge.admin(&["vcl.inline", "foreign", "\"vcl 4.1; backend default none;\""]).unwrap();
+    let both = table([app("shop", &[a.port, b.port]), app("blog", &[c.port])]);
+    let applied = gateway.apply(&both).await.unwrap();
+    assert_eq!((applied.loaded.len(), applied.labels, applied.root), (3, 2, true), "{applied:?}");
+    assert!(gateway.state().borrow().up);
+    assert_eq!(edge.get("/blog/x"), (200, "c".to_owned()));
+    let turns: Vec<String> = (0..6).map(|_| edge.get("/shop").1).collect();
+    assert!(turns.windows(2).all(|w| w[0] != w[1]), "both answer in turn: {turns:?}");
+    assert_eq!(edge.get("/shopping").0, 404);
+
+    assert_eq!(gateway.apply(&both).await.unwrap(), Applied::default(), "nothing changed");
+
+    let grown = table([app("shop", &[a.port, b.port, c.port]), app("blog", &[c.port])]);
+    let applied = gateway.apply(&grown).await.unwrap();
+    assert_eq!((applied.loaded.len(), applied.labels, applied.root), (1, 1, false), "{applied:?}");
+    assert_eq!(applied.discarded.len(), 1, "{applied:?}");
+
+    let applied = gateway.apply(&table([app("shop", &[a.port, b.port, c.port])])).await.unwrap();
+    assert_eq!((applied.loaded.len(), applied.root), (1, true), "{applied:?}");
+    assert_eq!(applied.discarded.len(), 3, "the root before, the label and its VCL: {applied:?}");
+    assert_eq!(edge.get("/blog/x").0, 404);
+
+    // A manager that starts anew finds its VCL there.
+    stop.cancel();
+    let later = Gateway::start(&edge.config(), CancellationToken::new());
+    let applied = later.apply(&table([app("shop", &[a.port, b.port, c.port])])).await.unwrap();
+    assert_eq!(applied, Applied::default());
+    let applied = later.apply(&table([app("blog", &[c.port])])).await.unwrap();
+    assert_eq!(applied.discarded.len(), 3, "what the manager before has left: {applied:?}");
+    assert_eq!(edge.ours().len(), 3, "{:?}", edge.ours());
+    assert!(edge.admin(&["vcl.list"]).unwrap().contains("foreign"), "others' VCL stays");
+    let files = std::fs::read_dir(edge.config().run.join("vcl")).unwrap().count();
+    assert_eq!(files, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_varnishd_that_comes_back_empty_serves_again_within_a_second() {
+    let mut edge = Edge::start();
+    let a = server("a");
+    let gateway = Gateway::start(&edge.config(), CancellationToken::new());
+    // What the compiler takes on this machine now is not the gateway's time.
+    let compiling = Instant::now();
+    gateway.apply(&table([app("shop", &[a.port]), app("news", &[a.port])])).await.unwrap();
+    let compiling = compiling.elapsed();
+    edge.kill();
+    let mut state = gateway.state();
+    tokio::time::timeout(Duration::from_secs(1), state.wait_for(|s| !s.up)).await.unwrap().unwrap();
+    // A table that comes meanwhile is loaded as well.
+    let error = gateway.apply(&table([app("shop", &[a.port]), app("blog", &[a.port])])).await.unwrap_err();
+    assert!(error.to_string().contains("does not answer"), "{error}");
+    edge.boot();
+    let took = until("it serves again", || edge.get("/blog").0 == 200);
+    assert!(took < Duration::from_millis(400) + 2 * compiling, "{took:?}; at first {compiling:?}");
+    assert!(gateway.state().borrow().up || until("it is up", || state.borrow_and_update().up) < Duration::from_secs(1));
+
+    // The child alone: varnishd itself starts another, with all its VCL.
+    let pids = edge.admin(&["pid"]).unwrap();
+    let worker = pids.split("Worker:").nth(1).unwrap().trim().to_owned();
+    assert!(Command::new("kill").args(["-9", &worker]).status().unwrap().success());
+    assert!(until("the child serves again", || edge.get("/shop").0 == 200) < Duration::from_secs(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_vcl_changes_nothing_and_says_why() {
+    let edge = Edge::start();
+    let a = server("a");
+    let gateway = Gateway::start(&edge.config(), CancellationToken::new());
+    gateway.apply(&table([app("shop", &[a.port])])).await.unwrap();
+    let before = edge.ours();
+
+    // A status no probe can expect: the compiler's to refuse.
+    let mut refused = table([app("blog", &[a.port]), app("shop", &[a.port, a.port])]);
+    let probe = refused.apps.values_mut().last().unwrap().backends.values_mut().last().unwrap().probe.as_mut().unwrap();
+    probe.status = 0;
+    let error = gateway.apply(&refused).await.unwrap_err();
+    assert!(
+        matches!(&error, GatewayError::Compile { what, message } if what == "shop" && message.contains("expected_response")),
+        "{error}"
+    );
+    assert_eq!(edge.ours(), before, "nothing of it stays behind");
+    assert_eq!(edge.get("/shop").0, 200);
+    assert!(gateway.state().borrow().error.as_deref().unwrap().contains("shop"));
+
+    // A value that could leave its string never reaches the compiler.
+    let mut hostile = table([app("shop", &[a.port])]);
+    let probe = hostile.apps.values_mut().last().unwrap().backends.values_mut().last().unwrap().probe.as_mut().unwrap();
+    probe.path = "/\"; } sub vcl_recv { return (synth(200)); } #".to_owned();
+    assert!(matches!(gateway.apply(&hostile).await.unwrap_err(), GatewayError::Render(_)));
+
+    gateway.apply(&table([app("shop", &[a.port])])).await.unwrap();
+    assert!(gateway.state().borrow().error.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_under_traffic_lose_nothing() {
+    let edge = Edge::start();
+    let (a, b) = (server("a"), server("b"));
+    let gateway = Gateway::start(&edge.config(), CancellationToken::new());
+    gateway.apply(&table([app("shop", &[a.port, b.port])])).await.unwrap();
+    let (stop, port) = (Arc::new(AtomicBool::new(false)), edge.port);
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || {
+                let (mut good, mut bad) = (0, Vec::new());
+                while !stop.load(Ordering::Relaxed) {
+                    match get(port, "/shop/x") {
+                        (200, _) => good += 1,
+                        other => bad.push(other),
+                    }
+                }
+                (good, bad)
+            })
+        })
+        .collect();
+    for ports in [&[a.port][..], &[a.port, b.port], &[b.port], &[b.port, a.port], &[a.port], &[a.port, b.port]] {
+        gateway.apply(&table([app("shop", ports), app("blog", &ports[..1])])).await.unwrap();
+        gateway.apply(&table([app("shop", ports)])).await.unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (good, bad) = clients.into_iter().fold((0, Vec::new()), |(good, mut bad), client| {
+        let (g, b) = client.join().unwrap();
+        bad.extend(b);
+        (good + g, bad)
+    });
+    assert!(bad.is_empty(), "{} lost of {}: {bad:?}", bad.len(), good + bad.len());
+    assert!(good > 500, "there was traffic: {good}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_flight_ends_where_it_began() {
+    let edge = Edge::start();
+    let (a, b) = (server("a"), server("b"));
+    let gateway = Gateway::start(&edge.config(), CancellationToken::new());
+    let (with_a, with_b) = (table([app("shop", &[a.port])]), table([app("shop", &[b.port])]));
+    let container = format!("shop-1-{}", a.port);
+    gateway.apply(&with_a).await.unwrap();
+    assert_eq!(gateway.in_flight(&container).await.unwrap(), Some(0));
+    let port = edge.port;
+    let slow = std::thread::spawn(move || get(port, "/shop/slow"));
+    until("it is in flight", || edge.admin(&["ping"]).is_some() && slow_begun(&edge));
+    // Drained: gone from routing, while its request goes on. Then back again: the name of that VCL is still in use.
+    gateway.apply(&with_b).await.unwrap();
+    assert_eq!(gateway.in_flight(&container).await.unwrap(), Some(1));
+    assert_eq!(edge.get("/shop/new"), (200, "b".to_owned()));
+    gateway.apply(&with_a).await.unwrap();
+    assert_eq!(edge.get("/shop/new"), (200, "a".to_owned()));
+    gateway.apply(&with_b).await.unwrap();
+    a.release.store(true, Ordering::Relaxed);
+    assert_eq!(slow.join().unwrap(), (200, "a".to_owned()));
+    assert_eq!(a.served.load(Ordering::Relaxed), 2);
+    assert!(matches!(gateway.in_flight(&container).await.unwrap(), None | Some(0)));
+}
+
+fn slow_begun(edge: &Edge) -> bool {
+    let out =
+        Command::new("varnishstat").arg("-n").arg(edge.workdir()).args(["-1", "-f", "VBE.*.conn"]).output().unwrap();
+    String::from_utf8(out.stdout).unwrap().lines().any(|l| l.split_whitespace().nth(1) == Some("1"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_is_taken_out_without_a_load() {
+    let edge = Edge::start();
+    let (a, b) = (server("a"), server("b"));
+    let gateway = Gateway::start(&edge.config(), CancellationToken::new());
+    let both = table([app("shop", &[a.port, b.port])]);
+    gateway.apply(&both).await.unwrap();
+    let container = format!("shop-1-{}", a.port);
+    gateway.set_health(&container, true).await.unwrap();
+    assert!((0..6).all(|_| edge.get("/shop").1 == "b"));
+    // It is remembered over a load.
+    gateway.apply(&table([app("shop", &[a.port, b.port, a.port])])).await.unwrap();
+    let third: Vec<_> = (0..6).map(|_| edge.get("/shop").1).collect();
+    gateway.apply(&both).await.unwrap();
+    assert!((0..6).all(|_| edge.get("/shop").1 == "b"), "{third:?}");
+    gateway.set_health(&container, false).await.unwrap();
+    assert!((0..6).any(|_| edge.get("/shop").1 == "a"));
+    gateway.set_health("nobody-1", true).await.unwrap();
+}
+
+#[test]
+fn the_tools_are_there() {
+    for tool in ["/usr/sbin/varnishd", "/usr/bin/varnishadm", "/usr/bin/varnishtest"] {
+        assert!(Path::new(tool).exists(), "{tool} is missing: apt-get install varnish");
+    }
+}
