@@ -21,7 +21,7 @@ use super::{LabError, LabName};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Those a node's engine uses; others (misc, rdma) are left alone.
-const DELEGATED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+const DELEGATED: [&str; 6] = ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"];
 
 /// One mounted hierarchy of version 1.
 #[derive(Debug, Clone, PartialEq, Eq)]

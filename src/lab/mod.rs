@@ -231,7 +231,7 @@ impl Lab {
 
     /// Does something to a node; with `wait`, returns when a node switched on is ready.
     pub fn power(&self, node: &NodeName, what: Power, wait: bool) -> Result<(), LabError> {
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         self.must_have(node)?;
         let machine = self.machine(node);
         match what {
@@ -242,6 +242,8 @@ impl Lab {
             Power::Reset if machine.is_on() => machine.reset()?,
             Power::Reset => return Err(LabError::Off(node.to_string())),
         }
+        // Others may go on with other nodes meanwhile.
+        drop(lock);
         if wait { machine.wait_ready(60) } else { Ok(()) }
     }
 

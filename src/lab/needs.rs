@@ -6,7 +6,8 @@ use nix::{sys::statfs, unistd::Uid};
 
 use super::{LabError, program};
 
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 13] = [
+    ("pgrep", "procps"),
     ("ip", "iproute2"),
     ("nsenter", "util-linux"),
     ("unshare", "util-linux"),
@@ -21,7 +22,7 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("varnishadm", "varnish"),
 ];
 
-/// Root, which every lab command but `env` needs.
+/// Root, which every lab command needs.
 pub fn root() -> Result<(), LabError> {
     if Uid::effective().is_root() { Ok(()) } else { Err(LabError::NotRoot) }
 }

@@ -31,7 +31,7 @@ fn fill(template: &str, values: &[(&str, &str)]) -> String {
 fn manager_config(name: &LabName, places: &Places, leg: Leg) -> String {
     let path = |p: &Path| p.display().to_string();
     fill(
-        include_str!("../../templates/matrix.toml"),
+        include_str!("../../templates/gateway.toml"),
         &[
             ("cloud", name.as_str()),
             ("state", &path(&places.state.join("matrix"))),

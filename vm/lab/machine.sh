@@ -68,8 +68,10 @@ plug() {
 }
 
 power_on() {
+    # What the last power-on left. Of version 2 the node's own group too: it hands controllers down, and takes no process then.
     for cgroup in $NODE_CGROUPS; do
-        find "$cgroup" -mindepth 1 -depth -type d -exec rmdir {} + 2>/dev/null
+        find "$cgroup" -mindepth $((2 - CGROUP_VERSION)) -depth -type d -exec rmdir {} + 2>/dev/null
+        mkdir -p "$cgroup"
     done
     mkdir -p "$DIR/upper/var/log"
     [ -e "$DIR/upper/var/log/docker.log" ] && mv "$DIR/upper/var/log/docker.log" "$DIR/upper/var/log/docker.log.1"
@@ -82,7 +84,7 @@ power_on() {
     launcher=$!
     if [ "$CGROUP_VERSION" = 2 ]; then
         # A process left in the root of the node's cgroup would forbid it to hand controllers down.
-        while kill -0 $launcher 2>/dev/null && ! [ -s /proc/$launcher/task/$launcher/children ]; do sleep 0.01; done
+        while kill -0 $launcher 2>/dev/null && ! pgrep -P $launcher >/dev/null; do sleep 0.01; done
         echo $launcher >"$SUPERVISOR/cgroup.procs"
     fi
     wait $launcher

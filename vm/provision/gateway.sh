@@ -29,7 +29,7 @@ install -m 755 "$files/matrix" /usr/local/bin/matrix
 install -D -m 644 "$files/matrix.service" /etc/systemd/system/matrix.service
 mkdir -p -m 700 /etc/matrix
 install -m 600 "$files/id_ed25519" /etc/matrix/id_ed25519
-fill matrix.toml /etc/matrix/matrix.toml cloud=matrix state=/var/lib/matrix run=/run/matrix 'listen="0.0.0.0:8080"' \
+fill gateway.toml /etc/matrix/matrix.toml cloud=matrix state=/var/lib/matrix run=/run/matrix 'listen="0.0.0.0:8080"' \
     leases=/var/lib/misc/dnsmasq.leases identity=/etc/matrix/id_ed25519 varnish=/var/lib/varnish/matrix
 
 systemctl daemon-reload
