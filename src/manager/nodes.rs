@@ -8,21 +8,23 @@ mod error;
 mod supervise;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    inventory::{Admission, Engine, HostKey, Node, NodeState, Seen, Snapshot, lease::Leases},
+    inventory::{
+        Admission, Container, ContainerState, Engine, HostKey, Node, NodeState, Seen, Snapshot, lease::Leases,
+    },
     model::{NodeName, Port, Timestamp},
     remote::{
-        docker::{EngineClient, EngineError},
+        docker::{ContainerEvent, EngineClient, EngineError},
         leases, ssh,
     },
     store::Store,
@@ -35,6 +37,8 @@ pub use error::NodesError;
 const SSH: Port = Port::new(22).expect("not 0");
 /// For one look at a node's containers.
 const LOOK_WITHIN: Duration = Duration::from_millis(1500);
+/// An engine tells a container's end, then takes its network down, and lists it as running until that is done.
+const STILL_LISTED: Duration = Duration::from_secs(2);
 
 /// All nodes; a handle, cheap to clone.
 #[derive(Debug, Clone)]
@@ -67,6 +71,8 @@ struct Watched {
     look: Arc<tokio::sync::Mutex<()>>,
     /// While its session is up.
     engine: Option<EngineClient>,
+    /// Containers whose end was told lately.
+    died: Arc<Mutex<HashMap<String, Instant>>>,
     /// Cancelled by its supervisor's end.
     ended: CancellationToken,
 }
@@ -133,19 +139,21 @@ impl Nodes {
     pub async fn refresh(&self, node: &NodeName) -> Result<(), NodesError> {
         let watched = self.watched().get(node).cloned();
         match watched {
-            Some(Watched { engine: Some(engine), look, .. }) => Ok(self.look(node, &engine, &look).await?),
-            _ => Ok(()),
+            Some(watched) => match &watched.engine {
+                Some(engine) => Ok(self.look(node, engine, &watched).await?),
+                None => Ok(()),
+            },
+            None => Ok(()),
         }
     }
 
-    async fn look(
-        &self,
-        name: &NodeName,
-        engine: &EngineClient,
-        one: &tokio::sync::Mutex<()>,
-    ) -> Result<(), EngineError> {
-        let _one = one.lock().await;
-        let containers = engine.containers(LOOK_WITHIN).await?;
+    async fn look(&self, name: &NodeName, engine: &EngineClient, watched: &Watched) -> Result<(), EngineError> {
+        let _one = watched.look.lock().await;
+        let mut containers = engine.containers(LOOK_WITHIN).await?;
+        let mut died = watched.died.lock().unwrap_or_else(PoisonError::into_inner);
+        died.retain(|_, when| when.elapsed() < STILL_LISTED);
+        containers.iter_mut().filter(|c| died.contains_key(&c.id)).for_each(show_ended);
+        drop(died);
         self.update(name, |node| {
             node.containers = containers;
             seen(node, Seen::Answer);
@@ -200,6 +208,22 @@ impl Nodes {
         self.shared.tasks.wait().await;
     }
 
+    /// Takes an event's word for it, before any look confirms it.
+    fn heard(&self, name: &NodeName, watched: &Watched, event: &ContainerEvent) {
+        let mut died = watched.died.lock().unwrap_or_else(PoisonError::into_inner);
+        match event.action.as_str() {
+            "die" => {
+                died.insert(event.id.clone(), Instant::now());
+                drop(died);
+                self.update(name, |node| {
+                    node.containers.iter_mut().filter(|c| c.id == event.id).for_each(show_ended);
+                });
+            }
+            "start" | "destroy" => _ = died.remove(&event.id),
+            _ => {}
+        }
+    }
+
     fn pin(&self, name: &NodeName, key: HostKey) -> Result<(), NodesError> {
         let node = self.node(name)?;
         admission::pin(&*self.shared.store, name, &Pinned::new(key.clone(), &node))?;
@@ -247,6 +271,7 @@ impl Nodes {
             stop: self.shared.stop.child_token(),
             look: Arc::default(),
             engine: None,
+            died: Arc::default(),
             ended: CancellationToken::new(),
         };
         self.watched().insert(name.clone(), watched.clone());
@@ -315,6 +340,13 @@ fn show_engine(node: &mut Node, mut info: Engine) {
         (info.disk_free, info.disk_total) = (before.disk_free, before.disk_total);
     }
     node.engine = Some(info);
+}
+
+fn show_ended(container: &mut Container) {
+    if container.state == ContainerState::Running {
+        container.state = ContainerState::Exited;
+        container.published.clear();
+    }
 }
 
 /// The node after one more look.

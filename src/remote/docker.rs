@@ -190,7 +190,7 @@ impl EngineClient {
         self.docker
             .start_container(container, None::<query::StartContainerOptions>)
             .await
-            .map_err(self.doing(format!("start {container}")))
+            .map_err(self.doing(format!("start {}", short(container))))
     }
 
     /// Stops a container of `cloud`: SIGTERM, after `seconds` SIGKILL. Nothing where it is stopped or gone.
@@ -207,7 +207,7 @@ impl EngineClient {
         let patient =
             self.docker.clone().with_timeout(ANSWER_WITHIN + Duration::from_secs(seconds.unsigned_abs().into()));
         gone_is_fine(patient.stop_container(container, Some(options)).await)
-            .map_err(self.doing(format!("stop {container}")))
+            .map_err(self.doing(format!("stop {}", short(container))))
     }
 
     /// Removes a container of `cloud` and its anonymous volumes, killing it where it still runs. Nothing where it is
@@ -223,7 +223,7 @@ impl EngineClient {
         match self.docker.remove_container(container, Some(options)).await {
             // Somebody else's removal of the same is under way.
             Err(error) if error::status(&error) == Some(409) => Ok(()),
-            result => gone_is_fine(result).map_err(self.doing(format!("remove {container}"))),
+            result => gone_is_fine(result).map_err(self.doing(format!("remove {}", short(container)))),
         }
     }
 
@@ -264,7 +264,7 @@ impl EngineClient {
         match self.docker.inspect_container(container, None::<query::InspectContainerOptions>).await {
             Ok(found) => Ok(Some(found)),
             Err(error) if error::is_missing(&error) => Ok(None),
-            Err(error) => Err(self.doing(format!("look at {container}"))(error)),
+            Err(error) => Err(self.doing(format!("look at {}", short(container)))(error)),
         }
     }
 
@@ -274,7 +274,7 @@ impl EngineClient {
         if ours(&found).is_some_and(|ours| ours.cloud == *cloud) {
             Ok(true)
         } else {
-            Err(EngineError::Foreign { node: self.node.clone(), container: container.to_owned(), verb })
+            Err(EngineError::Foreign { node: self.node.clone(), container: short(container).to_owned(), verb })
         }
     }
 
@@ -297,6 +297,12 @@ impl EngineClient {
         let answer = tokio::time::timeout(patience, call).await;
         answer.unwrap_or(Err(bollard::errors::Error::RequestTimeoutError)).map_err(self.doing(what))
     }
+}
+
+/// An id as engines show it to people; a name as it is.
+fn short(container: &str) -> &str {
+    let is_id = container.len() == 64 && container.bytes().all(|b| b.is_ascii_hexdigit());
+    if is_id { &container[..12] } else { container }
 }
 
 fn ours(found: &ContainerInspectResponse) -> Option<Ours> {

@@ -24,6 +24,8 @@ use super::{LOOK_WITHIN, Nodes, Watched, admission, seen};
 
 /// Between two looks at a node that answers.
 const POLL: Duration = Duration::from_secs(2);
+/// What an event told is complete by then.
+const AFTERMATH: Duration = Duration::from_millis(300);
 /// Between two looks at the disk and the engine's own figures.
 const FIGURES: Duration = Duration::from_secs(30);
 /// A candidate whose key was read, or a clone, is looked at again.
@@ -179,14 +181,14 @@ impl Supervisor {
             () = changed(&nodes, &watched, target) => Left::Changed,
             words = session.closed() => Left::Closed(words),
             left = self.poll(engine, &dirty) => left,
-            never = follow_events(engine, &dirty) => match never {},
+            never = follow_events(&nodes, &watched, engine, &dirty) => match never {},
             never = follow_figures(&nodes, &name, session, engine) => match never {},
         }
     }
 
     /// Looks again and again: at each event, and every two seconds.
     async fn poll(&mut self, engine: &EngineClient, dirty: &Notify) -> Left {
-        let (mut introduced, mut silent) = (false, 0);
+        let (mut introduced, mut silent, mut told) = (false, 0, false);
         loop {
             let start = Instant::now();
             let looked = async {
@@ -194,7 +196,7 @@ impl Supervisor {
                     return Ok(true);
                 }
                 introduced = true;
-                self.nodes.look(&self.name, engine, &self.watched.look).await.map(|()| false)
+                self.nodes.look(&self.name, engine, &self.watched).await.map(|()| false)
             };
             let mut next = start + POLL;
             match looked.await {
@@ -206,7 +208,7 @@ impl Supervisor {
                 }
                 Err(error) => {
                     self.nodes.update(&self.name, |node| {
-                        node.trouble = Some(with_hint(&error, error.hint().as_deref()));
+                        node.trouble = Some(error.to_string());
                     });
                     self.miss();
                     silent += 1;
@@ -219,8 +221,11 @@ impl Supervisor {
                     }
                 }
             }
+            if std::mem::take(&mut told) {
+                next = next.min(start + AFTERMATH);
+            }
             tokio::select! {
-                () = dirty.notified() => {}
+                () = dirty.notified() => told = true,
                 () = sleep_until(next) => {}
             }
         }
@@ -316,11 +321,12 @@ async fn changed(nodes: &Nodes, watched: &Watched, target: &Target) {
     }
 }
 
-async fn follow_events(engine: &EngineClient, dirty: &Notify) -> Infallible {
+async fn follow_events(nodes: &Nodes, watched: &Watched, engine: &EngineClient, dirty: &Notify) -> Infallible {
     loop {
         let mut events = pin!(engine.events());
         while let Some(Ok(event)) = events.next().await {
             tracing::debug!(node = %engine.node(), id = event.id, action = event.action, "container event");
+            nodes.heard(engine.node(), watched, &event);
             dirty.notify_one();
         }
         // What happened while nobody listened is found by looking.
