@@ -3,6 +3,7 @@
 
 mod cli;
 mod gateway;
+mod layers;
 mod nodes;
 mod plan;
 mod rig_sshd;
