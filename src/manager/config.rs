@@ -5,7 +5,7 @@
 //! state = "/var/lib/matrix"
 //! run = "/run/matrix"
 //! ```
-//! `templates/matrix.toml` shows every key with its default.
+//! `templates/matrix-reference.toml` shows every key with its default.
 
 use std::{
     net::{IpAddr, SocketAddr},

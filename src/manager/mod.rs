@@ -3,6 +3,7 @@
 pub mod config;
 pub mod gateway;
 pub mod nodes;
+mod settings;
 
 use std::sync::Arc;
 
