@@ -10,6 +10,7 @@
 //! Never talks to a node itself.
 
 mod error;
+pub mod nodes;
 
 pub use error::{ApiError, ErrorBody};
 

@@ -22,7 +22,7 @@ use crate::{
     inventory::{
         Admission, Container, ContainerState, Engine, HostKey, Node, NodeState, Seen, Snapshot, lease::Leases,
     },
-    model::{NodeName, Port, Timestamp},
+    model::{CloudId, NodeName, Port, Timestamp},
     remote::{
         docker::{ContainerEvent, EngineClient, EngineError},
         leases, ssh,
@@ -120,6 +120,11 @@ impl Nodes {
     /// The world each time it changes.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.shared.snapshot.subscribe()
+    }
+
+    /// The cloud they are nodes of.
+    pub fn cloud(&self) -> &CloudId {
+        &self.shared.config.cloud
     }
 
     /// What is wrong with the leases file, for people.
