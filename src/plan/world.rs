@@ -85,3 +85,52 @@ fn missing_image(
         Some(_) => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_world_lacks_is_told_with_its_place() {
+        let text = "\
+[apps.shop]
+image = \"shop:v3\"
+nodes = [\"node25\", \"node180\", \"elsewhere\"]
+[apps.baskets]
+[apps.pinned]
+image = \"cloud/shop@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"
+replicas = 3
+publish = 80
+[apps.outside]
+image = \"registry.example/any\"
+path = \"/outside\"
+";
+        let checked = super::super::read("p", text).expect("a valid plan");
+        assert_eq!(world_warnings(&checked, &World::default()), [], "nothing is known, so nothing is missing");
+        let world = World {
+            nodes: Some(["node25", "node108"].map(|n| n.parse().expect("a node")).into()),
+            images: Some(
+                [("cloud/shop", &["v1", "v2"][..]), ("cloud/basket", &["latest"][..])]
+                    .map(|(name, tags)| (name.to_owned(), tags.iter().map(|t| (*t).to_owned()).collect()))
+                    .into(),
+            ),
+            registry: "matrix-manager.matrix:5000".to_owned(),
+            namespace: "cloud".to_owned(),
+        };
+        let said: Vec<String> = world_warnings(&checked, &world)
+            .into_iter()
+            .map(|d| format!("{}:{} {} ({})", d.line, d.column, d.message, d.hint.unwrap_or_default()))
+            .collect();
+        assert_eq!(
+            said,
+            [
+                "2:9 image cloud/shop has no tag v3 in the registry (it has v2, v1)",
+                "3:20 no node node180 is known (did you mean node108? matrix nodes lists them)",
+                "3:31 no node elsewhere is known (its instances wait until it is admitted; matrix nodes lists those that are)",
+                "4:7 no image cloud/baskets is in the registry (did you mean cloud/basket? matrix images lists them)",
+                "7:12 pinned wants 3 instances on one fixed port, and there is room for one on each of 2 nodes \
+                 (leave publish out and the manager allots ports)",
+            ]
+        );
+    }
+}
