@@ -156,7 +156,16 @@ pub(super) fn run(args: Args, _global: &Global, out: &Printer) -> Result<(), Fai
         }
         Action::Env => {
             let status = lab.status();
-            out.result(&format!("export MATRIX_LAB={}\nexport MATRIX_MANAGER={}\n", status.name, status.socket));
+            let variables = [
+                ("MATRIX_LAB", Some(status.name)),
+                ("MATRIX_MANAGER", Some(status.socket)),
+                ("MATRIX_REGISTRY", status.registry),
+            ];
+            for (name, value) in variables {
+                if let Some(value) = value {
+                    out.result(&format!("export {name}={value}\n"));
+                }
+            }
         }
     }
     Ok(())

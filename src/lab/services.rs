@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::routing::vcl;
+
 use super::{LabError, LabName, Leg, Places, cgroup, cgroup::Cgroups, program};
 
 /// The services, in the order they start; the last is the manager.
@@ -37,6 +39,8 @@ fn manager_config(name: &LabName, places: &Places, leg: Leg) -> String {
             ("state", &path(&places.state.join("matrix"))),
             ("run", &path(&places.run)),
             ("listen", &format!("\"10.10.10.1:8080\", \"{}:8080\"", leg.gateway())),
+            // Reached from this machine, the gateway and the client alike: commands ask the manager for it.
+            ("registry", &format!("http://{}:5000", leg.gateway())),
             ("leases", &path(&places.leases())),
             ("identity", &path(&places.identity())),
             ("varnish", &path(&places.varnish())),
@@ -121,8 +125,8 @@ pub fn start(name: &LabName, places: &Places, cgroups: &Cgroups, service: &str, 
         }
         "registry" => vec![text("docker-registry"), text("serve"), run("registry.yml")],
         "varnish" => {
-            let words = ["varnishd", "-F", "-a", ":6081", "-s", "malloc,64m", "-p", "max_vcl=2000"];
-            let mut command: Vec<_> = words.into_iter().map(text).collect();
+            let words = ["varnishd", "-F", "-a", ":6081", "-s", "malloc,64m"];
+            let mut command: Vec<_> = words.into_iter().chain(vcl::varnishd_parameters()).map(text).collect();
             command.extend([text("-n"), path(&places.varnish()), text("-f"), path(&places.state.join("empty.vcl"))]);
             command
         }
@@ -201,6 +205,7 @@ mod tests {
         assert_eq!(config.cloud.as_str(), "t1");
         assert_eq!(config.run.join("matrix.sock"), places.socket());
         assert_eq!(config.listen[1].to_string(), "10.10.9.2:8080");
+        assert_eq!(config.registry.endpoint, "http://10.10.9.2:5000");
         assert_eq!(config.leases, Some(places.leases()));
         assert!(matches!(config.admission, AdmissionPolicy::FirstUse));
         assert_eq!(config.varnish.map(|v| v.workdir), Some(places.varnish()));

@@ -23,13 +23,16 @@ fill dnsmasq.conf /etc/dnsmasq.d/matrix.conf inside="$inside" leases=/var/lib/mi
 fill registry.yml /etc/docker/registry/config.yml storage=/var/lib/docker-registry
 install -m 644 "$files/squid.conf" /etc/squid/squid.conf
 install -m 644 "$files/empty.vcl" /etc/varnish/matrix.vcl
-install -D -m 644 "$files/varnish.service.conf" /etc/systemd/system/varnish.service.d/matrix.conf
+# one -p each; a percent sign means something to systemd
+parameters=$(sed -n 's/%/%%/g; s/^[a-z].*/-p "&"/p' "$files/varnishd.params" | tr '\n' ' ')
+fill varnish.service.conf /etc/systemd/system/varnish.service.d/matrix.conf parameters="$parameters"
 
 install -m 755 "$files/matrix" /usr/local/bin/matrix
 install -D -m 644 "$files/matrix.service" /etc/systemd/system/matrix.service
 mkdir -p -m 700 /etc/matrix
 install -m 600 "$files/id_ed25519" /etc/matrix/id_ed25519
 fill gateway.toml /etc/matrix/matrix.toml cloud=matrix state=/var/lib/matrix run=/run/matrix 'listen="0.0.0.0:8080"' \
+    registry=http://127.0.0.1:5000 \
     leases=/var/lib/misc/dnsmasq.leases identity=/etc/matrix/id_ed25519 varnish=/var/lib/varnish/matrix
 
 systemctl daemon-reload
