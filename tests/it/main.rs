@@ -8,3 +8,4 @@ mod nodes;
 mod plan;
 mod rig_sshd;
 mod sessions;
+mod vcl;

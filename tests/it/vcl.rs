@@ -1,0 +1,287 @@
+//! The rendered VCL under varnishtest (`tests/vcl/*.vtc`), and what any valid table's VCL must be.
+
+use std::{net::TcpListener, process::Command};
+
+use matrix::{
+    manager::gateway::Gateway,
+    model::{AppName, Port, Route},
+    routing::{AppRouting, Backend, RoutingTable},
+};
+
+/// Free ports: `p1` to `p5` for a script's servers, and one where nobody listens.
+struct Ports {
+    all: Vec<u16>,
+}
+
+impl Ports {
+    fn new() -> Self {
+        let held: Vec<_> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        Self { all: held.iter().map(|l| l.local_addr().unwrap().port()).collect() }
+    }
+    fn p(&self, number: usize) -> u16 {
+        self.all[number - 1]
+    }
+    fn dead(&self) -> u16 {
+        self.all[5]
+    }
+}
+
+fn routes(texts: &[&str]) -> Vec<Route> {
+    let route = |text: &&str| {
+        let (host, path) = text.split_at(text.find('/').unwrap());
+        Route { host: (!host.is_empty()).then(|| host.parse().unwrap()), path: path.parse().unwrap() }
+    };
+    let mut routes: Vec<_> = texts.iter().map(route).collect();
+    routes.sort();
+    routes
+}
+
+fn app(name: &str, paths: &[&str], ports: &[u16]) -> (AppName, AppRouting) {
+    let backend = |(at, port): (usize, &u16)| {
+        let backend = Backend {
+            instance: format!("{name}.{}", at + 1).parse().unwrap(),
+            address: [127, 0, 0, 1].into(),
+            port: Port::new(*port).unwrap(),
+            probe: None,
+            serving: true,
+        };
+        (format!("{name}-{}", at + 1), backend)
+    };
+    let routing = AppRouting {
+        routes: routes(paths),
+        strip_path: false,
+        cache_seconds: None,
+        idempotent: false,
+        backends: ports.iter().enumerate().map(backend).collect(),
+    };
+    (name.parse().unwrap(), routing)
+}
+
+fn with((name, mut routing): (AppName, AppRouting), change: impl FnOnce(&mut AppRouting)) -> (AppName, AppRouting) {
+    change(&mut routing);
+    (name, routing)
+}
+
+/// Renders the table and runs `tests/vcl/NAME.vtc` over it.
+fn varnishtest<const N: usize>(name: &str, ports: &Ports, apps: [(AppName, AppRouting); N]) {
+    let dir = tempfile::tempdir_in("/tmp").unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for (name, text) in Gateway::preview(&RoutingTable { apps: apps.into_iter().collect() }).unwrap() {
+        std::fs::write(dir.path().join(format!("{name}.vcl")), text).unwrap();
+    }
+    let script = format!("{}/tests/vcl/{name}.vtc", env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new("varnishtest");
+    command.args(["-t", "60", "-D"]).arg(format!("vcl={}", dir.path().display()));
+    for number in 1..=5 {
+        command.arg("-D").arg(format!("p{number}={}", ports.p(number)));
+    }
+    let out = command.arg(script).output().expect("varnishtest: apt-get install varnish");
+    let noise = |line: &&str| {
+        !["vsl|", "CLI", "macro def", "http[", "hdr|", "txresp|", "txreq|"].iter().any(|n| line.contains(n))
+    };
+    let log = String::from_utf8_lossy(&out.stdout).lines().filter(noise).collect::<Vec<_>>().join("\n");
+    assert!(out.status.success(), "{log}");
+}
+
+#[test]
+fn host_and_longest_path_choose() {
+    let ports = Ports::new();
+    varnishtest(
+        "routing",
+        &ports,
+        [
+            app("shop", &["/shop"], &[ports.p(1)]),
+            app("shop-admin", &["/shop/admin"], &[ports.p(2)]),
+            app("www", &["www.cloud.example/"], &[ports.p(3)]),
+            app("wild", &["*.cloud.example/static"], &[ports.p(4)]),
+        ],
+    );
+}
+
+#[test]
+fn headers_and_paths_arrive_as_they_should() {
+    let ports = Ports::new();
+    let shop = app("shop", &["/shop", "cloud.example/store"], &[ports.p(1)]);
+    varnishtest("headers", &ports, [with(shop, |r| r.strip_path = true)]);
+}
+
+#[test]
+fn nobody_there_says_when_to_come_back() {
+    let ports = Ports::new();
+    let none = with(app("none", &["/none"], &[ports.p(1)]), |r| {
+        r.backends.values_mut().for_each(|b| b.serving = false);
+    });
+    varnishtest("unavailable", &ports, [none, app("dead", &["/dead"], &[ports.dead(), ports.dead()])]);
+}
+
+#[test]
+fn another_instance_answers() {
+    let ports = Ports::new();
+    varnishtest(
+        "retry",
+        &ports,
+        [
+            app("shop", &["/shop"], &[ports.dead(), ports.p(1)]),
+            app("wide", &["/wide"], &[ports.dead(), ports.dead(), ports.p(1)]),
+        ],
+    );
+}
+
+#[test]
+fn a_body_arrives_once() {
+    let ports = Ports::new();
+    let safe = with(app("safe", &["/safe"], &[ports.p(3), ports.p(4)]), |r| r.idempotent = true);
+    varnishtest("once", &ports, [app("shop", &["/shop"], &[ports.p(1), ports.p(2)]), safe]);
+}
+
+#[test]
+fn websockets_go_through() {
+    let ports = Ports::new();
+    varnishtest("websocket", &ports, [with(app("shop", &["/shop"], &[ports.p(1)]), |r| r.strip_path = true)]);
+}
+
+#[test]
+fn only_what_may_be_kept_is_kept() {
+    let ports = Ports::new();
+    let keeping = |name: &str, path: &str, port| {
+        with(app(name, &[path], &[port]), |r| {
+            r.strip_path = true;
+            r.cache_seconds = Some(60);
+        })
+    };
+    varnishtest(
+        "cache",
+        &ports,
+        [
+            app("shop", &["/shop"], &[ports.p(1)]),
+            keeping("kept", "/kept", ports.p(2)),
+            keeping("other", "/other", ports.p(3)),
+        ],
+    );
+}
+
+#[test]
+fn nobody_waits_for_another() {
+    let ports = Ports::new();
+    varnishtest("together", &ports, [app("shop", &["/shop"], &[ports.p(1), ports.p(2)])]);
+}
+
+/// Names, hosts and paths at the edge of what is valid.
+mod hostile {
+    use std::net::IpAddr;
+
+    use matrix::routing::{Probe, vcl};
+    use proptest::{collection::vec, option, prelude::*};
+
+    use super::*;
+
+    fn name() -> impl Strategy<Value = AppName> {
+        "[a-z0-9]([a-z0-9_-]{0,8}[a-z0-9])?|[a-z0-9][_-]{61}[a-z0-9]|synth|root|default|b|vcl|if|label"
+            .prop_map(|text| text.parse().unwrap())
+    }
+    fn host() -> impl Strategy<Value = String> {
+        r"(\*\.)?[a-z0-9]([a-z0-9-]{0,4}[a-z0-9])?(\.[a-z]{1,3}){0,2}"
+    }
+    fn path() -> impl Strategy<Value = String> {
+        prop_oneof![
+            1 => Just("/".to_owned()),
+            6 => vec("[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,4}|[.]{3}|[\\-~]", 1..4).prop_map(|parts| format!("/{}", parts.join("/"))),
+        ]
+    }
+    fn probe() -> impl Strategy<Value = Probe> {
+        // Visible ASCII without quotes or backslash.
+        ("/[!#-\\[\\]-~]{0,20}", option::of("[a-z0-9.:-]{1,10}"), 100u16..600, 1u32..90_000, 1u32..90_000).prop_map(
+            |(path, host, status, interval_ms, timeout_ms)| Probe { path, host, status, interval_ms, timeout_ms },
+        )
+    }
+    fn backend() -> impl Strategy<Value = (String, Backend)> {
+        let address = prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)];
+        let backend =
+            (address, 1u16.., option::of(probe()), any::<bool>()).prop_map(|(address, port, probe, serving)| {
+                let instance = "any.1".parse().unwrap();
+                Backend { instance, address, port: Port::new(port).unwrap(), probe, serving }
+            });
+        // A container's name is the engine's to limit, not ours.
+        ("[a-zA-Z0-9_.-]{1,70}|.{1,80}", backend)
+    }
+    fn routing() -> impl Strategy<Value = AppRouting> {
+        let routes = vec((option::of(host()), path()), 1..6).prop_map(|routes| {
+            let mut routes: Vec<_> = routes.into_iter().map(|(h, p)| h.unwrap_or_default() + &p).collect();
+            routes.sort();
+            routes.dedup();
+            super::routes(&routes.iter().map(String::as_str).collect::<Vec<_>>())
+        });
+        let options = (any::<bool>(), any::<bool>(), option::of(any::<u32>()));
+        (routes, options, vec(backend(), 0..4)).prop_map(
+            |(routes, (strip_path, idempotent, cache_seconds), backends)| {
+                let backends = backends.into_iter().collect();
+                AppRouting { routes, strip_path, cache_seconds, idempotent, backends }
+            },
+        )
+    }
+    fn table() -> impl Strategy<Value = RoutingTable> {
+        vec((name(), routing()), 1..12).prop_map(|apps| RoutingTable { apps: apps.into_iter().collect() })
+    }
+
+    /// Varnish's own compiler, up to where it would call the C compiler.
+    fn compiles(text: &str) -> Result<(), String> {
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let file = dir.path().join("some.vcl");
+        std::fs::write(&file, text).unwrap();
+        let out = Command::new("/usr/sbin/varnishd")
+            .arg("-C")
+            .arg("-n")
+            .arg(dir.path().join("n"))
+            .arg("-f")
+            .arg(&file)
+            .args(["-p", "cc_command=exec gcc -O0 -pthread -fpic -shared -Wl,-x -o %o %s"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        if out.status.success() { Ok(()) } else { Err(said.lines().take(20).collect::<Vec<_>>().join("\n")) }
+    }
+
+    /// The labels a root names stand for nothing here: a page in their place.
+    fn without_labels(root: &str) -> String {
+        let line = |l: &str| {
+            if l.trim().starts_with("return (vcl(") { "return (synth(200));".to_owned() } else { l.to_owned() }
+        };
+        root.lines().map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 6, max_shrink_iters: 30, ..ProptestConfig::default() })]
+
+        #[test]
+        fn every_valid_table_compiles(table in table()) {
+            let mut texts = Gateway::preview(&table).unwrap();
+            let root = texts.remove("(root)").unwrap();
+            prop_assert_eq!(compiles(&without_labels(&root)), Ok(()), "{}", root);
+            // One is enough: the compiler takes its time.
+            let (_, text) = texts.into_iter().max_by_key(|(_, text)| text.len()).unwrap();
+            prop_assert_eq!(compiles(&text), Ok(()), "{}", text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_distinct_is_called_so(a in "\\PC{0,90}|[a-z._A-Z-]{0,6}", b in "\\PC{0,90}|[a-z._A-Z-]{0,6}", x in name(), y in name()) {
+            prop_assert_eq!(a == b, vcl::backend_id(&a) == vcl::backend_id(&b));
+            prop_assert!(vcl::backend_id(&a).bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_'));
+            prop_assert_eq!(x == y, vcl::label(&x) == vcl::label(&y));
+            prop_assert_ne!(vcl::label(&x), vcl::app_version(&y, "text"));
+        }
+
+        /// What could leave its place is refused, whatever it is.
+        #[test]
+        fn nothing_leaves_its_string(path in ".{0,8}[\"\n\r\0-\u{1f}\u{7f}-\u{10ffff}].{0,8}", in_host in any::<bool>()) {
+            let mut shop = app("shop", &["/shop"], &[8080]);
+            let (path, host) = if in_host { ("/".to_owned(), Some(path)) } else { (path, None) };
+            let probe = Probe { path, host, status: 200, interval_ms: 1, timeout_ms: 1 };
+            shop.1.backends.values_mut().for_each(|b| b.probe = Some(probe.clone()));
+            let refused = Gateway::preview(&RoutingTable { apps: [shop].into_iter().collect() }).is_err();
+            prop_assert!(refused);
+        }
+    }
+}
