@@ -2,27 +2,46 @@
 //!
 //! | call | does |
 //! |---|---|
-//! | `GET /v1/status` | applications, instances, routes, nodes in short |
-//! | `POST /v1/deploy` | a plan's text; answers NDJSON: changes, events, the end |
+//! | `GET /v1/status` | [`views::StatusView`] |
+//! | `POST /v1/deploy` | a [`crate::manager::Submission`] in; NDJSON of [`DeployLine`] out |
 //! | `GET /v1/registry` | the private registry's name and address |
-//! | `GET /v1/events` | what happens, as server-sent events |
+//! | `GET /v1/events` | the last events, then each as it happens, as server-sent events |
 //!
 //! Never talks to a node itself.
 
+mod deploy;
 mod error;
 pub mod nodes;
+mod server;
+mod stream;
+pub mod views;
 
+pub use deploy::{DeployEnd, DeployLine};
 pub use error::{ApiError, ErrorBody};
+pub use server::{ServeError, serve};
 
-use axum::{Json, Router, extract::State, response::IntoResponse, routing::get};
+use axum::{
+    Json, Router,
+    extract::State,
+    response::IntoResponse,
+    routing::{get, post},
+};
 
 use crate::manager::Manager;
 
 /// Every route, over this manager.
 pub fn router(manager: Manager) -> Router {
-    Router::new().route("/v1/registry", get(registry)).with_state(manager)
+    let nodes = nodes::routes(manager.nodes().clone());
+    Router::new()
+        .route("/v1/status", get(async |State(manager): State<Manager>| Json(views::status(&manager))))
+        .route("/v1/deploy", post(deploy::deploy))
+        .route("/v1/registry", get(registry))
+        .route("/v1/events", get(stream::events))
+        .with_state(manager)
+        .merge(nodes)
 }
 
 async fn registry(State(manager): State<Manager>) -> impl IntoResponse {
-    Json(serde_json::json!({ "name": manager.config().registry.name, "endpoint": manager.config().registry.endpoint }))
+    let registry = &manager.config().registry;
+    Json(serde_json::json!({ "name": registry.name, "endpoint": registry.endpoint }))
 }

@@ -1,11 +1,107 @@
-//! `matrix deploy`.
+//! `matrix deploy`: load, submit, follow, report.
 
-use super::{Failure, Global, Printer};
+use std::path::PathBuf;
 
-/// Options.
+use http::Method;
+
+use crate::{
+    api::{DeployEnd, DeployLine},
+    manager::{
+        Submission, Submitted,
+        events::{Event, Kind},
+    },
+};
+
+use super::{Client, Failure, Global, Printer, block_on};
+
+/// Options of `matrix deploy`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The plan
+    #[arg(default_value = "applications.plan")]
+    plan: PathBuf,
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// What to say of this release
+    #[arg(long, short)]
+    message: Option<String>,
+}
 
-pub(super) fn run(_args: Args, _global: &Global, _out: &Printer) -> Result<(), Failure> {
-    Err(Failure::failed("not there yet"))
+pub(super) fn run(args: Args, global: &Global, out: &Printer) -> Result<(), Failure> {
+    let submission = load(&args, out)?;
+    let client = Client::new(global);
+    block_on(async {
+        let mut lines = client.stream(Method::POST, "/v1/deploy", &submission).await?;
+        while let Some(line) = lines.next::<DeployLine>().await? {
+            if out.is_json() {
+                out.json_line(&line);
+            }
+            match line {
+                DeployLine::Submitted(submitted) => {
+                    show(&submitted, args.dry_run, out);
+                    if args.dry_run {
+                        return Ok(());
+                    }
+                }
+                DeployLine::Event(event) => progress(&event, out),
+                DeployLine::End(end) => return report(&end, out),
+            }
+        }
+        Err(Failure::failed("the manager stopped before the release was out")
+            .hint("it goes on when the manager is back: `matrix status`"))
+    })
+}
+
+/// Reads and checks the plan here, so that a wrong one never travels.
+fn load(args: &Args, out: &Printer) -> Result<Submission, Failure> {
+    let (file, bytes) = super::plan::load_valid(&args.plan, out)?;
+    let text = String::from_utf8(bytes).map_err(|_| Failure::invalid(format!("{file} is not UTF-8")))?;
+    Ok(Submission { file, text, by: user(), message: args.message.clone(), dry_run: args.dry_run })
+}
+
+/// Who deploys: the user's name, as the system knows it.
+fn user() -> String {
+    let known = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
+    known.map_or_else(|| nix::unistd::getuid().to_string(), |user| user.name)
+}
+
+fn show(submitted: &Submitted, dry_run: bool, out: &Printer) {
+    for warning in &submitted.warnings {
+        out.warning(&warning.to_string());
+    }
+    for change in &submitted.changes {
+        out.line(change.to_string());
+    }
+    let number = submitted.release;
+    match (submitted.changes.len(), dry_run) {
+        (0, _) if !submitted.new => out.line(format!("nothing to change: the cloud runs release {number}")),
+        (count, true) => out.line(format!("{count} changes would make release {number}; nothing was changed")),
+        (_, false) if submitted.new => out.line(format!("release {number}")),
+        _ => {}
+    }
+}
+
+fn progress(event: &Event, out: &Printer) {
+    let place = event.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
+    let text = format!("  {}{place}: {}", event.subject, event.text);
+    match event.kind {
+        Kind::Failed => out.warning(&text),
+        Kind::Begin | Kind::Done | Kind::Note => out.line(text),
+    }
+}
+
+fn report(end: &DeployEnd, out: &Printer) -> Result<(), Failure> {
+    for warning in &end.warnings {
+        out.warning(warning);
+    }
+    #[expect(clippy::cast_precision_loss, reason = "seconds for people")]
+    let seconds = end.millis as f64 / 1000.0;
+    if end.ok {
+        out.line(format!("release {} is out after {seconds:.2} s", end.release));
+        return Ok(());
+    }
+    Err(Failure::failed(format!("release {} is not out:\n{}", end.release, end.errors.join("\n"))).hint(
+        "what served before goes on serving; `matrix status` shows it, deploying a mended plan replaces this release",
+    ))
 }

@@ -97,6 +97,21 @@ pub(super) fn load_checked(file: &Path, out: &Printer) -> Result<Checked, Failur
     }
 }
 
+/// A plan's name and bytes, once they are known to be a valid plan; or all its errors printed.
+///
+/// # Errors
+/// When the file cannot be read or is no valid plan.
+pub(super) fn load_valid(file: &Path, out: &Printer) -> Result<(String, Vec<u8>), Failure> {
+    let (name, bytes) = load(file)?;
+    match plan::read_bytes(&name, &bytes) {
+        Ok(_) => Ok((name, bytes)),
+        Err(found) => {
+            out.diagnostics(&found);
+            Err(Failure::invalid(format!("{name} has {}", count(&found))))
+        }
+    }
+}
+
 /// `2 errors and 1 warning`
 fn count(found: &[Diagnostic]) -> String {
     let of = |severity, word: &str| match found.iter().filter(|d| d.severity == severity).count() {

@@ -1,11 +1,139 @@
-//! `matrix status`.
+//! `matrix status`: applications, instances, where they run and whether they serve.
 
-use super::{Failure, Global, Printer};
+use crate::{
+    api::views::{InstanceState, InstanceView, StatusView},
+    model::Timestamp,
+};
 
-/// Options.
+use super::{Client, Failure, Global, Printer, block_on};
+
+/// Options of `matrix status`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Wait until nothing is under way, at most this many seconds; then exit 1 if something does not serve
+    #[arg(long, value_name = "SECONDS")]
+    wait: Option<u64>,
+}
 
-pub(super) fn run(_args: Args, _global: &Global, _out: &Printer) -> Result<(), Failure> {
-    Err(Failure::failed("not there yet"))
+pub(super) fn run(args: Args, global: &Global, out: &Printer) -> Result<(), Failure> {
+    let client = Client::new(global);
+    let status = block_on(async {
+        let asked = std::time::Instant::now();
+        loop {
+            let status: StatusView = client.get("/v1/status").await?;
+            let patience = args.wait.map(std::time::Duration::from_secs);
+            if patience.is_none_or(|patience| serves(&status) || asked.elapsed() >= patience) {
+                return Ok(status);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    })?;
+    if out.is_json() {
+        out.json(&status);
+    } else {
+        show(&status, out);
+    }
+    if args.wait.is_some() && !serves(&status) {
+        return Err(Failure::failed("not everything serves").hint("the table says what does not, and why"));
+    }
+    Ok(())
+}
+
+fn serves(status: &StatusView) -> bool {
+    status.settled && status.applications.values().all(|app| app.serving == app.wanted)
+}
+
+fn show(status: &StatusView, out: &Printer) {
+    let release = match &status.release {
+        None => "no release yet".to_owned(),
+        Some(r) => {
+            let message = r.message.as_ref().map(|m| format!(": {m}")).unwrap_or_default();
+            format!("release {} by {}, {} ago{message}", r.number, r.by, age(Some(r.created)))
+        }
+    };
+    out.line(format!("cloud {}, {release}{}", status.cloud, if status.settled { "" } else { ", under way" }));
+    for problem in &status.problems {
+        out.warning(problem);
+    }
+    let nodes: Vec<_> = status
+        .nodes
+        .iter()
+        .map(|(name, node)| {
+            vec![name.to_string(), node.address.to_string(), node.state.clone(), node.instances.to_string()]
+        })
+        .collect();
+    out.line("");
+    out.table(&["NODE", "ADDRESS", "STATE", "INSTANCES"], nodes);
+    if status.applications.is_empty() {
+        return;
+    }
+    let mut rows = Vec::new();
+    let mut reasons = Vec::new();
+    for app in status.applications.values() {
+        for instance in &app.instances {
+            rows.push(row(instance, &app.routes));
+            reasons.extend(instance.why.as_ref().map(|why| format!("{}: {why}", instance.instance)));
+        }
+    }
+    out.line("");
+    out.table(&["INSTANCE", "STATE", "NODE", "ADDRESS", "IMAGE", "AGE", "ROUTE"], rows);
+    for (name, app) in &status.applications {
+        if app.wanted == 0 && app.instances.is_empty() {
+            out.line(format!("{name}: no instance wanted"));
+        }
+    }
+    for reason in reasons {
+        out.line(reason);
+    }
+}
+
+fn row(instance: &InstanceView, routes: &[String]) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let address = match (instance.address, instance.port) {
+        (Some(address), Some(port)) => std::net::SocketAddr::new(address, port.get()).to_string(),
+        _ => dash(),
+    };
+    vec![
+        instance.instance.to_string(),
+        state(instance.state).to_owned(),
+        instance.node.as_ref().map_or_else(dash, ToString::to_string),
+        address,
+        instance.image.as_deref().map_or_else(dash, image),
+        age(instance.created),
+        if routes.is_empty() { dash() } else { routes.join(" ") },
+    ]
+}
+
+fn state(state: InstanceState) -> &'static str {
+    match state {
+        InstanceState::Serving => "serving",
+        InstanceState::Starting => "starting",
+        InstanceState::Failed => "failed",
+        InstanceState::Waiting => "waiting",
+        InstanceState::Unreachable => "unreachable",
+        InstanceState::Unplaced => "unplaced",
+        InstanceState::Leaving => "leaving",
+    }
+}
+
+/// `cloud/shop@1a2b3c4d5e6f`: no registry, the digest cut.
+fn image(full: &str) -> String {
+    match full.parse::<crate::model::ImageRef>() {
+        Ok(image) => match &image.digest {
+            Some(digest) => format!("{}@{}", image.repository, digest.short()),
+            None => format!("{}:{}", image.repository, image.tag_or_latest()),
+        },
+        Err(_) => full.to_owned(),
+    }
+}
+
+/// `12s`, `5m`, `3h`, `2d`.
+pub(super) fn age(since: Option<Timestamp>) -> String {
+    let Some(since) = since else { return "-".to_owned() };
+    match (Timestamp::now().as_second() - since.as_second()).max(0) {
+        s if s < 120 => format!("{s}s"),
+        s if s < 7200 => format!("{}m", s / 60),
+        s if s < 172_800 => format!("{}h", s / 3600),
+        s => format!("{}d", s / 86400),
+    }
 }

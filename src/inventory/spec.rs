@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    model::{Cpus, ImageRef, Memory, Port},
+    model::{Cpus, ImageRef, InstanceId, Memory, NodeName, Port},
     plan::{Restart, Volume},
 };
 
@@ -66,8 +66,9 @@ pub struct ContainerSpec {
 }
 
 impl ContainerSpec {
-    /// The container's name: instance, spec and host port, so that two generations of one slot live side by side.
-    pub fn name_of(ours: &Ours, host_port: Port) -> String {
-        format!("{}-{}-{host_port}", ours.instance, &ours.spec.0[..8.min(ours.spec.0.len())])
+    /// The container's name: instance, node, host port and spec, so that two generations of one slot live side by side
+    /// and a name is one container in the whole cloud.
+    pub fn name_of(instance: &InstanceId, spec: &SpecHash, node: &NodeName, host_port: Port) -> String {
+        format!("{instance}-{node}-{host_port}-{}", &spec.0[..8.min(spec.0.len())])
     }
 }

@@ -4,5 +4,7 @@
 
 pub mod docker;
 pub mod leases;
+pub mod probe;
+pub mod registry;
 pub mod ssh;
 pub mod varnish;

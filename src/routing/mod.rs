@@ -3,6 +3,7 @@
 //! No I/O, no clock: the same table gives the same bytes. Health, order and identifiers are settled before rendering.
 
 mod paths;
+pub mod routes;
 pub mod vcl;
 
 use std::{collections::BTreeMap, net::IpAddr};

@@ -1,5 +1,5 @@
 //! Everything beyond unit tests that needs no root: one binary.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::format_push_string)]
 
 mod cli;
 mod gateway;
@@ -9,3 +9,4 @@ mod plan;
 mod rig_sshd;
 mod sessions;
 mod vcl;
+mod world;

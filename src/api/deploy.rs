@@ -1,0 +1,136 @@
+//! `POST /v1/deploy`: a plan's text in, NDJSON out: what changes, what happens, how it ended.
+//!
+//! Who hangs up stops watching, not the release.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{StatusCode, header};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, mpsc};
+
+use crate::{
+    manager::{Manager, Progress, Submission, SubmitError, Submitted, events::Event},
+    model::Timestamp,
+};
+
+use super::ApiError;
+
+/// One line of the answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum DeployLine {
+    /// The plan was taken; what it changes. Always first.
+    Submitted(Submitted),
+    /// Something happened.
+    Event(Event),
+    /// The end. Always last.
+    End(DeployEnd),
+}
+
+/// How a deploy ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployEnd {
+    /// The release.
+    pub release: u64,
+    /// Whether every instance that can be reached serves.
+    pub ok: bool,
+    /// How long it took, in milliseconds.
+    pub millis: i64,
+    /// What failed, for people; each may have several lines.
+    pub errors: Vec<String>,
+    /// What waits, for people: a node that does not answer.
+    pub warnings: Vec<String>,
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        let status = match &error {
+            SubmitError::Plan(_) | SubmitError::Images(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            SubmitError::Busy { .. } => StatusCode::CONFLICT,
+            SubmitError::Registry(_) => StatusCode::BAD_GATEWAY,
+            SubmitError::State(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let hint = error.hint();
+        let refusal = Self::new(status, crate::manager::chain(&error));
+        match hint {
+            Some(hint) => refusal.hint(hint),
+            None => refusal,
+        }
+    }
+}
+
+pub(super) async fn deploy(
+    State(manager): State<Manager>,
+    Json(submission): Json<Submission>,
+) -> Result<Response, ApiError> {
+    let begun = Timestamp::now();
+    let events = manager.events().subscribe();
+    let dry_run = submission.dry_run;
+    let submitted = manager.submit(submission).await?;
+    let (lines, receiver) = mpsc::channel(64);
+    tokio::spawn(async move {
+        // A send that fails means nobody watches any more.
+        if lines.send(DeployLine::Submitted(submitted.clone())).await.is_ok() && !dry_run {
+            follow(&manager, submitted.release, begun, events, &lines).await;
+        }
+    });
+    let body = futures_util::stream::unfold(receiver, async |mut receiver| {
+        let line = receiver.recv().await?;
+        let mut text = serde_json::to_vec(&line).unwrap_or_default();
+        text.push(b'\n');
+        Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), receiver))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+}
+
+async fn follow(
+    manager: &Manager,
+    release: u64,
+    begun: Timestamp,
+    mut events: broadcast::Receiver<Event>,
+    lines: &mpsc::Sender<DeployLine>,
+) {
+    let mut overview = manager.overview();
+    loop {
+        let progress = overview.borrow_and_update().progress.clone();
+        if progress.release > release || progress.release == release && progress.settled {
+            while let Ok(event) = events.try_recv() {
+                _ = lines.send(DeployLine::Event(event)).await;
+            }
+            _ = lines.send(DeployLine::End(end(&progress, release, begun))).await;
+            return;
+        }
+        tokio::select! {
+            event = events.recv() => {
+                if let Ok(event) = event && lines.send(DeployLine::Event(event)).await.is_err() {
+                    return;
+                }
+            }
+            changed = overview.changed() => if changed.is_err() { return },
+            () = manager.stopped().cancelled() => return,
+            // A watcher that hung up is noticed by the next line; none comes while nothing happens.
+            () = tokio::time::sleep(Duration::from_secs(5)) => if lines.is_closed() { return },
+        }
+    }
+}
+
+fn end(progress: &Progress, release: u64, begun: Timestamp) -> DeployEnd {
+    let millis = i64::try_from(Timestamp::now().duration_since(begun).as_millis()).unwrap_or(i64::MAX);
+    let mut errors: Vec<String> = progress.failures.iter().map(|(id, why)| format!("{id}: {why}")).collect();
+    errors.extend(progress.unplaced.iter().map(|(id, why)| format!("{id} has no place: {why}")));
+    errors.extend(
+        progress.gateway.iter().map(|why| format!("the gateway refused the routing, the old one stays: {why}")),
+    );
+    if progress.release > release {
+        errors.push(format!("release {} came after it", progress.release));
+    }
+    let warnings = progress.waiting.iter().map(|(id, why)| format!("{id} waits: {why}")).collect();
+    DeployEnd { release, ok: errors.is_empty(), millis, errors, warnings }
+}

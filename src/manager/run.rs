@@ -1,0 +1,408 @@
+//! The loop: after every change of the world it asks what can be done now, and sets it going.
+//!
+//! Level-triggered: nothing is remembered of what was under way, only what is wanted and what is there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    inventory::{Admission, ContainerState, NodeState, Snapshot},
+    model::{InstanceId, Timestamp},
+    reconcile::{self, Action, Hold, World},
+    release::Release,
+    routing::{RoutingTable, routes},
+    schedule::{self, Unplaced},
+};
+
+use super::{
+    config::Config,
+    events::{Events, Kind},
+    execute::{self, Outcome},
+    gateway::Gateway,
+    journal::{Answered, Journal, Remembered},
+    nodes::Nodes,
+};
+
+/// How far the cloud is from what is wanted.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// The release it is about; 0: none yet.
+    pub release: u64,
+    /// Whether there is nothing to do and nothing under way.
+    pub settled: bool,
+    /// What failed last, by instance, and is tried again later.
+    pub failures: BTreeMap<InstanceId, String>,
+    /// What cannot go on yet, and on what it waits.
+    pub waiting: BTreeMap<InstanceId, String>,
+    /// What finds no place.
+    pub unplaced: BTreeMap<InstanceId, String>,
+    /// What the gateway refused.
+    pub gateway: Option<String>,
+    /// Whether lost nodes' instances stay where they are, since the manager is unsure.
+    pub frozen: Option<String>,
+}
+
+/// What the manager knows, for views.
+#[derive(Debug, Clone, Default)]
+pub struct Overview {
+    /// What is remembered: release, places, what answered, the table.
+    pub remembered: Arc<Remembered>,
+    /// How far it is.
+    pub progress: Progress,
+}
+
+pub(super) enum Message {
+    /// A release was made and written down.
+    Release(Box<Release>),
+    /// An action ended.
+    Ended { action: Box<Action>, outcome: Outcome },
+    /// The gateway took a table, or not.
+    Applied { table: Box<RoutingTable>, result: Result<(), String> },
+}
+
+/// What the loop works with.
+pub(super) struct Parts {
+    pub config: Arc<Config>,
+    pub journal: Journal,
+    pub nodes: Nodes,
+    pub gateway: Option<Gateway>,
+    pub events: Events,
+    pub overview: watch::Sender<Overview>,
+    pub stop: CancellationToken,
+}
+
+/// The longest a loop waits when nothing happens.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+struct Loop {
+    parts: Parts,
+    sender: mpsc::UnboundedSender<Message>,
+    known: Remembered,
+    /// The table the gateway has; none: not known.
+    applied: Option<RoutingTable>,
+    applying: bool,
+    gateway_error: Option<(String, RoutingTable)>,
+    holds: BTreeMap<String, Hold>,
+    running: BTreeMap<String, (Action, CancellationToken)>,
+    started: Instant,
+}
+
+/// Runs until the token is cancelled. What is under way on nodes is left to end by itself.
+pub(super) async fn run(
+    parts: Parts,
+    known: Remembered,
+    sender: mpsc::UnboundedSender<Message>,
+    mut inbox: mpsc::UnboundedReceiver<Message>,
+) {
+    let mut snapshots = parts.nodes.subscribe();
+    let mut gateway_state = parts.gateway.as_ref().map(Gateway::state);
+    let stop = parts.stop.clone();
+    let mut this = Loop {
+        parts,
+        sender,
+        known,
+        applied: None,
+        applying: false,
+        gateway_error: None,
+        holds: BTreeMap::new(),
+        running: BTreeMap::new(),
+        started: Instant::now(),
+    };
+    loop {
+        let wake = this.evaluate();
+        tokio::select! {
+            () = stop.cancelled() => break,
+            message = inbox.recv() => {
+                let Some(message) = message else { break };
+                this.take(message);
+                while let Ok(message) = inbox.try_recv() {
+                    this.take(message);
+                }
+            }
+            changed = snapshots.changed() => if changed.is_err() { break },
+            () = moved(gateway_state.as_mut()) => {}
+            () = sleep_until(wake) => {}
+        }
+    }
+}
+
+/// When the gateway's state changes; never, where there is no gateway.
+async fn moved<T>(state: Option<&mut watch::Receiver<T>>) {
+    if let Some(state) = state
+        && state.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
+}
+
+impl Loop {
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Release(release) => {
+                self.known.previous = self.known.release.replace(*release);
+                self.holds.clear();
+                self.gateway_error = None;
+            }
+            Message::Ended { action, outcome } => {
+                self.running.remove(action.container());
+                self.ended(&action, outcome);
+            }
+            Message::Applied { table, result } => {
+                self.applying = false;
+                match result {
+                    Ok(()) => {
+                        self.applied = Some(*table);
+                        self.gateway_error = None;
+                    }
+                    Err(why) => {
+                        if self.gateway_error.as_ref().is_none_or(|(last, _)| *last != why) {
+                            self.parts.events.tell(Kind::Failed, "gateway", None, why.clone());
+                        }
+                        self.gateway_error = Some((why, *table));
+                    }
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, action: &Action, outcome: Outcome) {
+        let name = action.container().to_owned();
+        match outcome {
+            Outcome::Answers(answered) => {
+                self.holds.remove(&name);
+                self.known.verified.insert(name, answered);
+            }
+            Outcome::Gone => {
+                self.holds.remove(&name);
+                self.known.verified.remove(&name);
+            }
+            Outcome::Cancelled => {}
+            Outcome::Failed(why) => {
+                let failures = self.holds.get(&name).map_or(0, |hold| hold.failures) + 1;
+                let pause = Duration::from_secs(5 << failures.min(6).saturating_sub(1));
+                self.parts.events.tell(Kind::Failed, action.instance(), Some(action.node()), why.clone());
+                let until = Timestamp::now() + pause;
+                self.holds.insert(name, Hold { until, failures, why });
+            }
+        }
+    }
+
+    /// Decides and sets going; answers when to look again at the latest.
+    fn evaluate(&mut self) -> Instant {
+        let snapshot = self.parts.nodes.snapshot();
+        let now = Timestamp::now();
+        let before = (self.known.assignments.clone(), self.known.verified.clone(), self.known.table.clone());
+        self.forget_gone(&snapshot);
+        let Some(release) = self.known.release.clone() else {
+            self.publish(Progress { settled: true, ..Progress::default() });
+            return Instant::now() + HEARTBEAT;
+        };
+        let frozen = self.unsure(&snapshot);
+        let placed = schedule::place(schedule::Input {
+            release: &release,
+            snapshot: &snapshot,
+            previous: &self.known.assignments,
+            ports: self.parts.config.ports,
+            frozen: frozen.is_some(),
+        });
+        self.known.assignments = placed.assignments;
+        let verified: BTreeMap<_, _> = self.known.verified.iter().map(|(n, a)| (n.clone(), a.status)).collect();
+        if self.parts.gateway.is_none() {
+            self.applied = Some(self.known.table.clone());
+        }
+        let decision = reconcile::diff(World {
+            cloud: &self.parts.config.cloud,
+            release: &release,
+            previous: self.known.previous.as_ref(),
+            assignments: &self.known.assignments,
+            snapshot: &snapshot,
+            verified: &verified,
+            routed: self.applied.as_ref(),
+            holds: &self.holds,
+            now,
+        });
+        self.known.table = routes::table(routes::Input {
+            cloud: &self.parts.config.cloud,
+            release: &release,
+            assignments: &self.known.assignments,
+            snapshot: &snapshot,
+            verified: &verified,
+            leaving: &decision.leaving,
+            last: &self.known.table,
+        });
+        self.remember(&before);
+        self.route();
+        let wanted: BTreeSet<String> = self
+            .known
+            .assignments
+            .iter()
+            .map(|(id, a)| crate::inventory::ContainerSpec::name_of(id, &a.spec, &a.node, a.host_port))
+            .collect();
+        self.cancel_unwanted(&wanted);
+        for action in decision.actions {
+            self.set_going(action);
+        }
+        let routed = self.applied.as_ref() == Some(&self.known.table);
+        let failures = self.failures(&wanted);
+        let gateway = self.gateway_error.as_ref().map(|(why, _)| why.clone());
+        self.publish(Progress {
+            release: release.number,
+            settled: self.running.is_empty() && (routed || gateway.is_some()) && !self.applying,
+            waiting: decision.waiting.into_iter().filter(|(id, _)| !failures.contains_key(id)).collect(),
+            failures,
+            unplaced: placed.unplaced.iter().map(|(id, why): (_, &Unplaced)| (id.clone(), why.to_string())).collect(),
+            gateway,
+            frozen,
+        });
+        self.next_look(now)
+    }
+
+    /// What was seen to answer and is not there any more has to answer again.
+    fn forget_gone(&mut self, snapshot: &Snapshot) {
+        let running: BTreeMap<&str, &str> = snapshot
+            .containers()
+            .filter(|(_, c)| c.state == ContainerState::Running)
+            .map(|(_, c)| (c.name.as_str(), c.id.as_str()))
+            .collect();
+        let silent: BTreeSet<&str> = snapshot
+            .nodes
+            .values()
+            .filter(|node| !node.is_ready())
+            .flat_map(|node| &node.containers)
+            .map(|c| c.name.as_str())
+            .collect();
+        // Nodes that have not been looked at yet hide their containers.
+        let unseen: Vec<String> =
+            snapshot.nodes.values().filter(|node| !node.is_ready()).map(|node| format!("-{}-", node.name)).collect();
+        self.known.verified.retain(|name, answered| {
+            running.get(name.as_str()).is_some_and(|id| *id == answered.id)
+                || silent.contains(name.as_str())
+                || unseen.iter().any(|node| name.contains(node.as_str()))
+                || snapshot.nodes.is_empty()
+        });
+    }
+
+    /// Why instances of lost nodes had better stay where they are.
+    fn unsure(&self, snapshot: &Snapshot) -> Option<String> {
+        let admitted = snapshot.nodes.values().filter(|n| matches!(n.admission, Admission::Admitted { .. }));
+        let (mut all, mut lost) = (0, 0);
+        for node in admitted {
+            all += 1;
+            lost += usize::from(!matches!(node.state, NodeState::Ready));
+        }
+        if lost > 0 && self.started.elapsed() < Duration::from_secs(15) {
+            return Some("the manager has just started".to_owned());
+        }
+        (lost > 1 && lost * 2 > all).then(|| format!("{lost} of {all} nodes do not answer at once"))
+    }
+
+    fn remember(&self, before: &(schedule::Assignments, BTreeMap<String, Answered>, RoutingTable)) {
+        let known = &self.known;
+        let written = self.parts.journal.world(
+            (known.assignments != before.0).then_some(&known.assignments),
+            (known.verified != before.1).then_some(&known.verified),
+            (known.table != before.2).then_some(&known.table),
+        );
+        if let Err(error) = written {
+            self.parts.events.tell(Kind::Failed, "manager", None, format!("cannot keep the state: {error}"));
+        }
+    }
+
+    fn route(&mut self) {
+        let Some(gateway) = &self.parts.gateway else { return };
+        let table = &self.known.table;
+        let refused =
+            self.gateway_error.as_ref().is_some_and(|(_, refused)| refused == table) && gateway.state().borrow().up;
+        if self.applying || self.applied.as_ref() == Some(table) || refused {
+            return;
+        }
+        self.applying = true;
+        let (gateway, table, sender) = (gateway.clone(), table.clone(), self.sender.clone());
+        tokio::spawn(async move {
+            let result = gateway.apply(&table).await.map(drop).map_err(|e| execute::chain(&e));
+            _ = sender.send(Message::Applied { table: Box::new(table), result });
+        });
+    }
+
+    fn cancel_unwanted(&self, wanted: &BTreeSet<String>) {
+        for (name, (action, cancel)) in &self.running {
+            if matches!(action, Action::Start { .. } | Action::Verify { .. }) && !wanted.contains(name) {
+                cancel.cancel();
+            }
+        }
+    }
+
+    fn set_going(&mut self, action: Action) {
+        let name = action.container().to_owned();
+        if self.running.contains_key(&name) {
+            return;
+        }
+        let cancel = self.parts.stop.child_token();
+        self.running.insert(name, (action.clone(), cancel.clone()));
+        let hands = execute::Hands {
+            config: Arc::clone(&self.parts.config),
+            nodes: self.parts.nodes.clone(),
+            gateway: self.parts.gateway.clone(),
+            events: self.parts.events.clone(),
+            health: self.health(action.instance()),
+        };
+        let sender = self.sender.clone();
+        tokio::spawn(async move {
+            let outcome = tokio::select! {
+                outcome = execute::execute(&hands, &action) => outcome,
+                () = cancel.cancelled() => Outcome::Cancelled,
+            };
+            _ = sender.send(Message::Ended { action: Box::new(action), outcome });
+        });
+    }
+
+    fn health(&self, id: &InstanceId) -> Option<crate::plan::Health> {
+        self.known.release.as_ref()?.plan.apps.get(&id.app).map(|app| app.health.clone())
+    }
+
+    fn failures(&self, wanted: &BTreeSet<String>) -> BTreeMap<InstanceId, String> {
+        let names: BTreeMap<String, &InstanceId> = self
+            .known
+            .assignments
+            .iter()
+            .map(|(id, a)| (crate::inventory::ContainerSpec::name_of(id, &a.spec, &a.node, a.host_port), id))
+            .collect();
+        self.holds
+            .iter()
+            .filter(|(name, _)| wanted.contains(*name))
+            .filter_map(|(name, hold)| Some(((*names.get(name)?).clone(), hold.why.clone())))
+            .collect()
+    }
+
+    fn publish(&self, progress: Progress) {
+        self.parts.overview.send_if_modified(|overview| {
+            let changed = overview.progress != progress || *overview.remembered != self.known;
+            if changed {
+                *overview = Overview { remembered: Arc::new(self.known.clone()), progress };
+            }
+            changed
+        });
+    }
+
+    fn next_look(&self, now: Timestamp) -> Instant {
+        let soonest = self
+            .holds
+            .values()
+            .filter_map(|hold| Duration::try_from(hold.until.duration_since(now)).ok())
+            .filter(|pause| !pause.is_zero())
+            .min()
+            .unwrap_or(HEARTBEAT);
+        Instant::now() + soonest.min(HEARTBEAT)
+    }
+}

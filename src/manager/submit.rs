@@ -1,0 +1,234 @@
+//! A plan comes in: it is checked, its images are pinned, and it becomes a release; or all that is wrong with it is said.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    inventory::{Admission, Node},
+    model::{AppName, ImageRef, Timestamp},
+    plan::{self, Checked, Diagnostic, Plan},
+    reconcile::{self, Change, World},
+    release::{Naming, Release},
+    remote::registry::{Registry, RegistryError},
+    schedule::{self, Placed},
+    store::StoreError,
+};
+
+use super::{
+    Manager,
+    events::Kind,
+    execute::chain,
+    run::{Message, Overview},
+};
+
+/// A plan as it comes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submission {
+    /// The file's name, for messages.
+    pub file: String,
+    /// The plan's text.
+    pub text: String,
+    /// Who sends it.
+    pub by: String,
+    /// What they say of it.
+    #[serde(default)]
+    pub message: Option<String>,
+    /// Whether only to say what would change.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// The release that is wanted now (under `dry_run`: that would be).
+    pub release: u64,
+    /// Whether that is a new one.
+    pub new: bool,
+    /// What changes.
+    pub changes: Vec<Change>,
+    /// What is not wrong, but worth a look.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Why it was not taken. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The plan is wrong: all its errors.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Plan(Vec<Diagnostic>),
+    /// Images are not in their registry.
+    #[error("{}", .0.join("\n"))]
+    Images(Vec<String>),
+    /// The registry does not answer.
+    #[error("cannot look up images")]
+    Registry(#[source] RegistryError),
+    /// Another release is going out.
+    #[error("release {release} by {by}, made {age} s ago, is still going out ({step})")]
+    Busy {
+        /// Its number.
+        release: u64,
+        /// Who made it.
+        by: String,
+        /// How long ago, in seconds.
+        age: i64,
+        /// What it is at.
+        step: String,
+    },
+    /// The state cannot be written.
+    #[error("cannot keep the release")]
+    State(#[from] StoreError),
+}
+
+impl SubmitError {
+    /// What to do.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Plan(_) | Self::State(_) => None,
+            Self::Images(_) => Some("`matrix images` lists what is there; `matrix install-image NAME` puts one there"),
+            Self::Registry(_) => Some("is the registry running, and does the configuration name its address?"),
+            Self::Busy { .. } => Some("wait until it is done (`matrix status`), then deploy again"),
+        }
+    }
+}
+
+impl Manager {
+    /// Checks a plan, pins its images, and makes it the release the cloud should run.
+    ///
+    /// # Errors
+    /// When it is not taken; nothing was changed then.
+    pub async fn submit(&self, submission: Submission) -> Result<Submitted, SubmitError> {
+        let checked = plan::read(&submission.file, &submission.text).map_err(SubmitError::Plan)?;
+        let images = self.pin(&checked.plan).await?;
+        let _one_at_a_time = self.0.submitting.lock().await;
+        let overview = self.0.overview.borrow().clone();
+        let current = overview.remembered.release.clone();
+        let unchanged = current.as_ref().is_some_and(|release| release.same_content(&checked.plan, &images));
+        let number = current.as_ref().map_or(1, |release| release.number + u64::from(!unchanged));
+        let release = match current {
+            Some(current) if unchanged => current,
+            _ => Release {
+                number,
+                plan: checked.plan.clone(),
+                images,
+                created: Timestamp::now(),
+                by: submission.by,
+                message: submission.message,
+            },
+        };
+        let changes = self.preview(&release, &overview);
+        let warnings = [checked.warnings.clone(), self.world_warnings(&checked)].concat();
+        let submitted = Submitted { release: number, new: !unchanged, changes, warnings };
+        if submission.dry_run || unchanged {
+            return Ok(submitted);
+        }
+        busy(&overview)?;
+        self.0.journal.release(&release)?;
+        self.0.events.tell(Kind::Begin, "release", None, format!("release {number} by {}", release.by));
+        // A loop that ended means the manager is ending: the release is written down and is brought about next time.
+        _ = self.0.inbox.send(Message::Release(Box::new(release)));
+        Ok(submitted)
+    }
+
+    /// Every application's image with its digest.
+    async fn pin(&self, plan: &Plan) -> Result<BTreeMap<AppName, ImageRef>, SubmitError> {
+        let config = self.config();
+        let naming = Naming { registry: &config.registry.name, namespace: &config.registry.namespace };
+        let wanted: BTreeSet<&ImageRef> = plan.apps.values().map(|app| &app.image).collect();
+        let looked_up = join_all(wanted.into_iter().map(async |image| {
+            let full = naming.full(image).map_err(|e| SubmitError::Images(vec![e.to_string()]))?;
+            Ok::<_, SubmitError>((image, self.look_up(full).await))
+        }))
+        .await;
+        let mut pinned = BTreeMap::new();
+        let mut missing = Vec::new();
+        for found in looked_up {
+            match found? {
+                (image, Ok(full)) => _ = pinned.insert(image, full),
+                (image, Err(error)) if error.is_not_found() => {
+                    let apps: Vec<_> =
+                        plan.apps.iter().filter(|(_, app)| app.image == *image).map(|(n, _)| n.as_str()).collect();
+                    missing.push(format!(
+                        "image {image} of {} is not in the registry ({})",
+                        apps.join(", "),
+                        chain(&error)
+                    ));
+                }
+                (_, Err(error)) => return Err(SubmitError::Registry(error)),
+            }
+        }
+        if !missing.is_empty() {
+            return Err(SubmitError::Images(missing));
+        }
+        Ok(plan.apps.iter().filter_map(|(name, app)| Some((name.clone(), pinned.get(&app.image)?.clone()))).collect())
+    }
+
+    async fn look_up(&self, full: ImageRef) -> Result<ImageRef, RegistryError> {
+        let registry_name = full.registry.clone().unwrap_or_default();
+        if let Some(digest) = full.digest.clone() {
+            return Ok(full.pinned(&registry_name, digest));
+        }
+        let digest = if registry_name == self.config().registry.name {
+            self.0.registry.resolve(&full.repository, full.tag_or_latest()).await?
+        } else {
+            Registry::new(&registry_name)?.resolve(&full.repository, full.tag_or_latest()).await?
+        };
+        Ok(full.pinned(&registry_name, digest))
+    }
+
+    /// What would change if this were the release.
+    fn preview(&self, release: &Release, overview: &Overview) -> Vec<Change> {
+        let snapshot = self.0.nodes.snapshot();
+        let Placed { assignments, unplaced } = schedule::place(schedule::Input {
+            release,
+            snapshot: &snapshot,
+            previous: &overview.remembered.assignments,
+            ports: self.config().ports,
+            frozen: overview.progress.frozen.is_some(),
+        });
+        let verified = overview.remembered.verified.iter().map(|(n, a)| (n.clone(), a.status)).collect();
+        let world = World {
+            cloud: &self.config().cloud,
+            release,
+            previous: overview.remembered.release.as_ref(),
+            assignments: &assignments,
+            snapshot: &snapshot,
+            verified: &verified,
+            routed: None,
+            holds: &BTreeMap::new(),
+            now: Timestamp::now(),
+        };
+        reconcile::changes(world, &unplaced)
+    }
+
+    /// What this plan names and the cloud does not know.
+    pub fn world_warnings(&self, checked: &Checked) -> Vec<Diagnostic> {
+        let admitted = |node: &&Node| matches!(node.admission, Admission::Admitted { .. });
+        let snapshot = self.0.nodes.snapshot();
+        let world = plan::World {
+            nodes: Some(snapshot.nodes.values().filter(admitted).map(|node| node.name.clone()).collect()),
+            images: None,
+            registry: self.config().registry.name.clone(),
+            namespace: self.config().registry.namespace.clone(),
+        };
+        plan::world_warnings(checked, &world)
+    }
+}
+
+/// Refuses while a release goes out, unless that one has failed already.
+fn busy(overview: &Overview) -> Result<(), SubmitError> {
+    let progress = &overview.progress;
+    let Some(release) = &overview.remembered.release else { return Ok(()) };
+    if progress.settled || !progress.failures.is_empty() || progress.release != release.number {
+        return Ok(());
+    }
+    let waiting = progress.waiting.len();
+    Err(SubmitError::Busy {
+        release: release.number,
+        by: release.by.clone(),
+        age: Timestamp::now().as_second() - release.created.as_second(),
+        step: if waiting == 0 { "starting and routing".to_owned() } else { format!("{waiting} instances wait") },
+    })
+}

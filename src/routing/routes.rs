@@ -1,0 +1,118 @@
+//! Who serves what: the table the gateway should have, from what is wanted and what was seen.
+//!
+//! Does no harm: what is unknown (a node that does not answer, a manager just started) keeps its place in the table.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use crate::{
+    inventory::{Container, ContainerSpec, ContainerState, Node, Ours, Snapshot},
+    model::{CloudId, InstanceId, Port},
+    plan::{App, Check},
+    release::Release,
+    schedule::Assignments,
+};
+
+use super::{AppRouting, Backend, Probe, RoutingTable};
+
+/// What the table is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// Which containers are ours.
+    pub cloud: &'a CloudId,
+    /// What is wanted.
+    pub release: &'a Release,
+    /// Where.
+    pub assignments: &'a Assignments,
+    /// What is there.
+    pub snapshot: &'a Snapshot,
+    /// Containers (by name) that were seen to answer, and the HTTP status they gave.
+    pub verified: &'a BTreeMap<String, Option<u16>>,
+    /// Containers (by name) that are to leave routing.
+    pub leaving: &'a BTreeSet<String>,
+    /// The table as it was last.
+    pub last: &'a RoutingTable,
+}
+
+/// The table the gateway should have.
+pub fn table(input: Input<'_>) -> RoutingTable {
+    let mut apps = BTreeMap::new();
+    let mut here: BTreeMap<&crate::model::AppName, Vec<(&Node, &Container, &Ours)>> = BTreeMap::new();
+    for (node, container) in input.snapshot.containers() {
+        if let Some(ours) = container.ours.as_ref().filter(|ours| ours.cloud == *input.cloud) {
+            here.entry(&ours.instance.app).or_default().push((node, container, ours));
+        }
+    }
+    for (name, app) in &input.release.plan.apps {
+        if app.routes.is_empty() {
+            continue;
+        }
+        let last = input.last.apps.get(name).map(|app| &app.backends);
+        let mut backends = BTreeMap::new();
+        for (node, container, ours) in here.get(name).into_iter().flatten() {
+            if input.leaving.contains(&container.name) {
+                continue;
+            }
+            let before = last.and_then(|last| last.get(&container.name));
+            let status = input.verified.get(&container.name);
+            let keeps = before.is_some() && !node.is_ready();
+            let serves = container.state == ContainerState::Running && status.is_some() && node.is_ready();
+            if !keeps && !serves {
+                continue;
+            }
+            let Some(port) = container.published.get(&app.port).copied().or(before.map(|b| b.port)) else { continue };
+            let status = status.copied().flatten();
+            backends.insert(container.name.clone(), backend(app, &ours.instance, node.address, port, status, before));
+        }
+        // Containers of nodes that have not been looked at since the manager started.
+        for (key, before) in last.into_iter().flatten() {
+            let unseen = input.assignments.iter().any(|(id, a)| {
+                *id == before.instance
+                    && before.port == a.host_port
+                    && input.snapshot.nodes.get(&a.node).is_none_or(|n| !n.is_ready())
+                    && *key == ContainerSpec::name_of(id, &a.spec, &a.node, a.host_port)
+            });
+            if unseen && !input.leaving.contains(key) {
+                backends.entry(key.clone()).or_insert_with(|| before.clone());
+            }
+        }
+        apps.insert(
+            name.clone(),
+            AppRouting {
+                routes: app.routes.clone(),
+                strip_path: app.strip_path,
+                cache_seconds: app.cache_seconds,
+                idempotent: app.idempotent,
+                backends,
+            },
+        );
+    }
+    RoutingTable { apps }
+}
+
+fn backend(
+    app: &App,
+    instance: &InstanceId,
+    address: IpAddr,
+    port: Port,
+    status: Option<u16>,
+    before: Option<&Backend>,
+) -> Backend {
+    let probe = match &app.health.check {
+        Check::Tcp => None,
+        Check::Http { path, host, status: wanted } => Some(Probe {
+            path: path.clone(),
+            host: host.clone(),
+            // A probe knows one status: the one asked for, or the one the instance first answered.
+            status: wanted
+                .or(status)
+                .or_else(|| before.and_then(|b| b.probe.as_ref()).map(|p| p.status))
+                .unwrap_or(200),
+            interval_ms: app.health.interval_ms,
+            timeout_ms: app.health.timeout_ms,
+        }),
+    };
+    Backend { instance: instance.clone(), address, port, probe, serving: true }
+}
