@@ -3,6 +3,7 @@
 //! Believes nothing it cannot read: a line that is odd becomes a problem, never a node. No I/O, no clock.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
@@ -95,7 +96,8 @@ fn read_line(line: &str, number: usize, problems: &mut Problems) -> Result<Optio
         seconds => Some(Timestamp::from_second(seconds).map_err(|_| "has an expiry beyond all time".to_owned())?),
     };
     let address: IpAddr = address.parse().map_err(|_| "has no address".to_owned())?;
-    if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+    let broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    if broadcast || address.is_unspecified() || address.is_multicast() || address.is_loopback() {
         return Err(format!("has the address {address}, which no machine can have"));
     }
     let name = match name {
@@ -115,8 +117,9 @@ fn read_line(line: &str, number: usize, problems: &mut Problems) -> Result<Optio
 
 /// Of two leases for one address the newer; of two for one name and family, the older loses the name, as in dnsmasq.
 fn newest(read: Vec<(usize, Lease)>, problems: &mut Problems) -> Vec<Lease> {
-    // An expiry is set anew at each renewal: the later one was seen last. For ever is latest; then the later line.
-    let age = |lease: &Lease, line: usize| (lease.expires.is_none(), lease.expires, line);
+    // An expiry is set anew at each renewal: the later one was seen last. For ever is latest; then the earlier line,
+    // since dnsmasq writes the newest first.
+    let age = |lease: &Lease, line: usize| (lease.expires.is_none(), lease.expires, Reverse(line));
     let mut by_address: HashMap<IpAddr, usize> = HashMap::new();
     let mut by_name: HashMap<(NodeName, bool), usize> = HashMap::new();
     let mut kept: Vec<Option<(usize, Lease)>> = Vec::with_capacity(read.len());
@@ -232,11 +235,13 @@ mod tests {
         let leases = parse(
             "200 02:42:0a:0a:0a:01 10.10.10.1 a *\n100 02:42:0a:0a:0a:02 10.10.10.2 a *\n\
              100 02:42:0a:0a:0a:03 10.10.10.3 b *\n200 02:42:0a:0a:0a:04 10.10.10.3 c *\n\
-             300 02:42:0a:0a:0a:05 10.10.10.5 d *\n0 02:42:0a:0a:0a:06 10.10.10.6 d *\n",
+             300 02:42:0a:0a:0a:05 10.10.10.5 d *\n0 02:42:0a:0a:0a:06 10.10.10.6 d *\n\
+             300 02:42:0a:0a:0a:07 10.10.10.7 e *\n300 02:42:0a:0a:0a:08 10.10.10.8 e *\n",
         );
-        assert_eq!(names(&leases), [pair("a", "10.10.10.1"), pair("c", "10.10.10.3"), pair("d", "10.10.10.6")]);
-        assert_eq!(leases.problems.len(), 3, "{:?}", leases.problems);
-        assert_eq!(leases.leases.len(), 5);
+        let wanted = [("a", "10.10.10.1"), ("c", "10.10.10.3"), ("d", "10.10.10.6"), ("e", "10.10.10.7")];
+        assert_eq!(names(&leases), wanted.map(|(name, address)| pair(name, address)));
+        assert_eq!(leases.problems.len(), 4, "{:?}", leases.problems);
+        assert_eq!(leases.leases.len(), 7);
     }
 
     #[test]

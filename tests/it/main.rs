@@ -4,6 +4,7 @@
 mod cli;
 mod gateway;
 mod layers;
+mod leases;
 mod nodes;
 mod plan;
 mod rig_sshd;
