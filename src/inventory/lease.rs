@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn an_unfinished_last_line_is_not_believed() {
-        let leases = parse("0 02:42:0a:0a:0a:01 10.10.10.41 node41 *\n0 02:42:0a:0a:0a:02 10.10.10.4");
+        let leases = parse("0 02:42:0a:0a:0a:01 10.10.10.41 node41 *\n0 02:42:0a:0a:0a:02 10.10.10.42 node4");
         assert!(leases.cut);
         assert_eq!(names(&leases), [pair("node41", "10.10.10.41")]);
         assert!(!parse("").cut);
