@@ -5,6 +5,7 @@
 //! | `GET /v1/status` | [`views::StatusView`] |
 //! | `POST /v1/deploy` | a [`crate::manager::Submission`] in; NDJSON of [`DeployLine`] out |
 //! | `GET /v1/registry` | the private registry's name and address |
+//! | `GET /v1/vcl` | [`vcl::VclView`]: what the gateway runs |
 //! | `GET /v1/events` | the last events, then each as it happens, as server-sent events |
 //!
 //! Never talks to a node itself.
@@ -14,6 +15,7 @@ mod error;
 pub mod nodes;
 mod server;
 mod stream;
+pub mod vcl;
 pub mod views;
 
 pub use deploy::{DeployEnd, DeployLine};
@@ -32,6 +34,7 @@ use crate::manager::Manager;
 /// Every route, over this manager.
 pub fn router(manager: Manager) -> Router {
     let nodes = nodes::routes(manager.nodes().clone());
+    let vcl = vcl::router(manager.gateway().cloned());
     Router::new()
         .route("/v1/status", get(async |State(manager): State<Manager>| Json(views::status(&manager))))
         .route("/v1/deploy", post(deploy::deploy))
@@ -39,6 +42,7 @@ pub fn router(manager: Manager) -> Router {
         .route("/v1/events", get(stream::events))
         .with_state(manager)
         .merge(nodes)
+        .merge(vcl)
 }
 
 async fn registry(State(manager): State<Manager>) -> impl IntoResponse {

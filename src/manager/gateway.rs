@@ -178,19 +178,11 @@ impl Gateway {
         self.inner.state.subscribe()
     }
 
-    /// The VCL that runs: `root`, and each application's by its name.
+    /// The VCL that runs: [`vcl::ROOT`], and each application's by its name.
     pub async fn vcl(&self) -> BTreeMap<String, String> {
         let wanted = self.inner.wanted.lock().await;
         let Some(generation) = wanted.as_deref() else { return BTreeMap::new() };
-        render_names(generation)
-    }
-
-    /// The VCL that would run under this table.
-    ///
-    /// # Errors
-    /// The table cannot be written as VCL.
-    pub fn preview(table: &RoutingTable) -> Result<BTreeMap<String, String>, VclError> {
-        Generation::of(table).map(|generation| render_names(&generation))
+        texts(generation)
     }
 
     /// How many requests are in flight to a container, also in VCLs that take no new ones. None: varnishd knows no
@@ -230,10 +222,9 @@ impl Gateway {
     }
 }
 
-fn render_names(generation: &Generation) -> BTreeMap<String, String> {
+fn texts(generation: &Generation) -> BTreeMap<String, String> {
     let apps = generation.apps.iter().map(|(app, (_, text))| (app.to_string(), text.clone()));
-    // An application may be called root as well: the gateway's own part has a name that none can have.
-    apps.chain([("(root)".to_owned(), generation.root.1.clone())]).collect()
+    apps.chain([(vcl::ROOT.to_owned(), generation.root.1.clone())]).collect()
 }
 
 impl Inner {

@@ -10,13 +10,36 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{AppName, InstanceId, Port, Route};
+use crate::{
+    model::{AppName, InstanceId, Port, Route},
+    plan::Plan,
+};
 
 /// Every routed application and its backends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct RoutingTable {
     /// Applications that have at least one route. One without a serving backend answers 503.
     pub apps: BTreeMap<AppName, AppRouting>,
+}
+
+impl RoutingTable {
+    /// What a plan would route, to the instances that serve its applications now.
+    #[must_use]
+    pub fn planned(plan: &Plan, active: &Self) -> Self {
+        let routed = plan.apps.iter().filter(|(_, app)| !app.routes.is_empty());
+        let apps = routed.map(|(name, app)| {
+            let backends = active.apps.get(name).map(|now| now.backends.clone()).unwrap_or_default();
+            let routing = AppRouting {
+                routes: app.routes.clone(),
+                strip_path: app.strip_path,
+                cache_seconds: app.cache_seconds,
+                idempotent: app.idempotent,
+                backends,
+            };
+            (name.clone(), routing)
+        });
+        Self { apps: apps.collect() }
+    }
 }
 
 /// One application's routing.

@@ -4,6 +4,7 @@
 //! refused, never repaired. No time, no host names to resolve: the same table gives the same bytes.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Write},
     sync::LazyLock,
 };
@@ -133,6 +134,15 @@ pub fn root(table: &RoutingTable) -> Result<String, VclError> {
     let steps = paths::steps(table);
     let by_host = steps.iter().any(paths::Step::by_host);
     render("root.vcl", "the routes", &Root { by_host, steps })
+}
+
+/// What the root is called among the applications: a name that none can have.
+pub const ROOT: &str = "(root)";
+
+/// All VCL of a table: [`ROOT`], and each application's by its name.
+pub fn all(table: &RoutingTable) -> Result<BTreeMap<String, String>, VclError> {
+    let apps = table.apps.iter().map(|(name, routing)| Ok((name.to_string(), app(name, routing)?)));
+    std::iter::once(root(table).map(|text| (ROOT.to_owned(), text))).chain(apps).collect()
 }
 
 /// One application's VCL.

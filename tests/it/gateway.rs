@@ -385,3 +385,34 @@ fn the_tools_are_there() {
         assert!(Path::new(tool).exists(), "{tool} is missing: apt-get install varnish");
     }
 }
+
+/// The figure: one application's change among a hundred of ten instances each. Compiling them all takes a while.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes half a minute; run with --run-ignored"]
+async fn one_of_a_hundred_changes_within_a_second() {
+    let edge = Edge::start();
+    let a = server("a");
+    let gateway = Gateway::start(&edge.config(), CancellationToken::new());
+    let ports = |n: usize| vec![a.port; n];
+    let mut hundred = table((0..100).map(|n| app(&format!("app{n}"), &ports(10))));
+    for backend in hundred.apps.values_mut().flat_map(|r| r.backends.values_mut()) {
+        backend.probe.as_mut().unwrap().interval_ms = 5000;
+    }
+    let start = Instant::now();
+    gateway.apply(&hundred).await.unwrap();
+    println!("cold load of 100 applications of 10 instances: {:?}", start.elapsed());
+    for n in [9, 8, 7] {
+        hundred.apps.extend([app("app50", &ports(n))]);
+        let start = Instant::now();
+        let applied = gateway.apply(&hundred).await.unwrap();
+        let took = start.elapsed();
+        println!("change of one: {took:?}");
+        assert_eq!(applied.loaded.len(), 1);
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+    let routed = app("late", &ports(10));
+    hundred.apps.insert(routed.0, routed.1);
+    let start = Instant::now();
+    gateway.apply(&hundred).await.unwrap();
+    println!("one more, with its route: {:?}", start.elapsed());
+}

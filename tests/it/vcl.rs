@@ -3,9 +3,8 @@
 use std::{net::TcpListener, process::Command};
 
 use matrix::{
-    manager::gateway::Gateway,
     model::{AppName, Port, Route},
-    routing::{AppRouting, Backend, RoutingTable},
+    routing::{AppRouting, Backend, RoutingTable, vcl},
 };
 
 /// Free ports: `p1` to `p5` for a script's servers, and one where nobody listens.
@@ -66,7 +65,7 @@ fn with((name, mut routing): (AppName, AppRouting), change: impl FnOnce(&mut App
 fn varnishtest<const N: usize>(name: &str, ports: &Ports, apps: [(AppName, AppRouting); N]) {
     let dir = tempfile::tempdir_in("/tmp").unwrap();
     std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    for (name, text) in Gateway::preview(&RoutingTable { apps: apps.into_iter().collect() }).unwrap() {
+    for (name, text) in vcl::all(&RoutingTable { apps: apps.into_iter().collect() }).unwrap() {
         std::fs::write(dir.path().join(format!("{name}.vcl")), text).unwrap();
     }
     let script = format!("{}/tests/vcl/{name}.vtc", env!("CARGO_MANIFEST_DIR"));
@@ -166,11 +165,73 @@ fn nobody_waits_for_another() {
     varnishtest("together", &ports, [app("shop", &["/shop"], &[ports.p(1), ports.p(2)])]);
 }
 
+#[test]
+fn the_text_as_a_whole() {
+    let shop = app("web-shop", &["/shop", "www.cloud.example/"], &[5050, 5051]);
+    let shop = with(shop, |r| {
+        r.strip_path = true;
+        r.cache_seconds = Some(30);
+        for backend in r.backends.values_mut() {
+            backend.probe = Some(matrix::routing::Probe {
+                path: "/health?deep=1".to_owned(),
+                host: Some("shop".to_owned()),
+                status: 204,
+                interval_ms: 1500,
+                timeout_ms: 300,
+            });
+        }
+    });
+    let many = (10..24).map(|n| app(&format!("app{n}"), &[&format!("/app{n}")], &[]));
+    let table = RoutingTable { apps: many.chain([shop]).collect() };
+    let texts = vcl::all(&table).unwrap();
+    insta::assert_snapshot!("root", texts[vcl::ROOT]);
+    insta::assert_snapshot!("app", texts["web-shop"]);
+}
+
+/// `matrix vcl`, with a manager at this address.
+fn matrix(manager: &std::path::Path, args: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_matrix"));
+    let out = command.arg("--manager").arg(manager).arg("vcl").args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_sees_what_runs_and_what_would() {
+    use matrix::manager::{config::Config, gateway::Gateway};
+    let dir = tempfile::tempdir().unwrap();
+    let (socket, plan) = (dir.path().join("m.sock"), dir.path().join("applications.plan"));
+    std::fs::write(&plan, "shop node25 5050 8080\nblog node25 5051 8080\n").unwrap();
+    let plan = plan.to_str().unwrap().to_owned();
+
+    let (code, _, err) = matrix(&socket, &[]);
+    assert_eq!(code, 3, "{err}");
+    let (code, out, err) = matrix(&socket, &[&plan]);
+    assert!(code == 0 && out.contains("vcl(matrix_app_blog)") && err.contains("cannot be reached"), "{out}{err}");
+
+    let gateway = Gateway::start(&Config::default(), tokio_util::sync::CancellationToken::new());
+    gateway.apply(&RoutingTable { apps: [app("shop", &["/shop"], &[5050])].into_iter().collect() }).await.unwrap();
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    tokio::spawn(async move { axum::serve(listener, matrix::api::vcl::router(Some(gateway))).await });
+    let (code, out, err) = matrix(&socket, &[]);
+    assert!(code == 0 && out.contains("vcl(matrix_app_shop)") && out.contains("\"5050\""), "{out}{err}");
+    // What would run: the new application has no instance yet, the old one keeps its own.
+    let (_, out, err) = matrix(&socket, &[&plan]);
+    assert!(out.contains("Application blog: 0") && out.contains("Application shop: 1") && err.is_empty(), "{out}{err}");
+    let (_, out, _) = matrix(&socket, &["--app", "shop"]);
+    assert!(out.contains("Application shop") && !out.contains("(root)"), "{out}");
+    let (code, out, err) = matrix(&socket, &["--app", "blog"]);
+    assert!(code == 2 && out.is_empty() && err.contains("these have: shop"), "{err}");
+    std::fs::write(dir.path().join("bad.plan"), "shop node25 5050\n").unwrap();
+    let (code, out, err) = matrix(&socket, &[dir.path().join("bad.plan").to_str().unwrap()]);
+    assert!(code == 2 && out.is_empty() && err.contains("bad.plan"), "{out}{err}");
+}
+
 /// Names, hosts and paths at the edge of what is valid.
 mod hostile {
     use std::net::IpAddr;
 
-    use matrix::routing::{Probe, vcl};
+    use matrix::routing::Probe;
     use proptest::{collection::vec, option, prelude::*};
 
     use super::*;
@@ -255,8 +316,8 @@ mod hostile {
 
         #[test]
         fn every_valid_table_compiles(table in table()) {
-            let mut texts = Gateway::preview(&table).unwrap();
-            let root = texts.remove("(root)").unwrap();
+            let mut texts = vcl::all(&table).unwrap();
+            let root = texts.remove(vcl::ROOT).unwrap();
             prop_assert_eq!(compiles(&without_labels(&root)), Ok(()), "{}", root);
             // One is enough: the compiler takes its time.
             let (_, text) = texts.into_iter().max_by_key(|(_, text)| text.len()).unwrap();
@@ -280,7 +341,7 @@ mod hostile {
             let (path, host) = if in_host { ("/".to_owned(), Some(path)) } else { (path, None) };
             let probe = Probe { path, host, status: 200, interval_ms: 1, timeout_ms: 1 };
             shop.1.backends.values_mut().for_each(|b| b.probe = Some(probe.clone()));
-            let refused = Gateway::preview(&RoutingTable { apps: [shop].into_iter().collect() }).is_err();
+            let refused = vcl::all(&RoutingTable { apps: [shop].into_iter().collect() }).is_err();
             prop_assert!(refused);
         }
     }
