@@ -14,6 +14,7 @@ mod nodes;
 mod plan;
 mod printer;
 mod progress;
+mod registry;
 mod serve;
 mod shell;
 mod status;
@@ -110,7 +111,7 @@ fn run(cli: Cli, out: &Printer) -> Result<(), Failure> {
     match cli.command {
         Command::CreateImage(args) => create_image::run(args, global, out),
         Command::CreateBase(args) => create_base::run(args, global, out),
-        Command::InstallImage(args) => install_image::run(args, global, out),
+        Command::InstallImage(args) => install_image::run(&args, global, out),
         Command::Images(args) => images::run(args, global, out),
         Command::Nodes(args) => nodes::run(args, global, out),
         Command::Plan(args) => plan::run(args, global, out),

@@ -18,7 +18,7 @@ pub use compose::{Composed, Part, Platform, base_of, compose, docker_manifest};
 pub use gzip::Gzip;
 pub use ignore::Ignore;
 pub use layer::{Entry, Kind, LayerSum, LayerWriter, MAX_NAME};
-pub use reader::{Archive, Contents, Located, Packing, SavedLayer};
+pub use reader::{Archive, Contents, Located, Packing, SavedLayer, blobs_of, choose_in_index};
 pub use settings::{Base, FileRule, HealthCheck, Settings, mode_text};
 
 use crate::model::Digest;

@@ -299,8 +299,7 @@ impl<R: Read + Seek> Archive<R> {
         }
         let descriptor = Blob::from(descriptor);
         let manifest = self.bytes(&descriptor)?;
-        let raw: RawManifest = parse("the manifest", &manifest)?;
-        let (config, layers): (Blob, Vec<Blob>) = (raw.config.into(), raw.layers.into_iter().map(Blob::from).collect());
+        let (config, layers) = blobs_of(&manifest)?;
         for layer in &layers {
             self.locate(layer)?;
         }
@@ -351,6 +350,24 @@ impl<R: Read + Seek> Archive<R> {
             .collect::<Result<_, Error>>()?;
         Ok(Contents { name, packing: Packing::Docker { config, layers } })
     }
+}
+
+/// The digest of an index's image for this platform.
+///
+/// # Errors
+/// What is no index, or holds no such image.
+pub fn choose_in_index(bytes: &[u8], platform: &Platform) -> Result<Digest, Error> {
+    let index: RawIndex = parse("an index", bytes)?;
+    choose(index.manifests, platform).map(|d| d.digest)
+}
+
+/// A manifest's configuration and layers.
+///
+/// # Errors
+/// What is no manifest.
+pub fn blobs_of(manifest: &[u8]) -> Result<(Blob, Vec<Blob>), Error> {
+    let raw: RawManifest = parse("the manifest", manifest)?;
+    Ok((raw.config.into(), raw.layers.into_iter().map(Blob::from).collect()))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, Error> {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     image::{ArchiveWriter, Base, Composed, Ignore, LayerSum, Part, Platform, Settings, compose},
-    model::{Digest, Timestamp},
+    model::{Digest, ImageRef, Timestamp},
 };
 
 /// What is to be made.
@@ -50,6 +50,9 @@ pub struct Created {
     pub entries: usize,
     /// Their bytes.
     pub bytes: u64,
+    /// The image itself, where one was made.
+    #[serde(skip)]
+    pub image: Option<Composed>,
     /// The paths in the image, where only that was wanted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub listing: Vec<String>,
@@ -104,11 +107,22 @@ const OF_A_BASE: &[&str] = &[
     "var/tmp",
 ];
 
+/// What only a network can tell.
+pub trait Outside {
+    /// A base in a registry.
+    ///
+    /// # Errors
+    /// The registry's.
+    fn base(&self, image: &ImageRef) -> Result<Source, Error>;
+    /// Whether this image is already where it is wanted, so that no archive need be written.
+    fn has(&self, image: &Composed) -> bool;
+}
+
 /// Makes the image of a directory that has an `image.toml`.
 ///
 /// # Errors
 /// Everything that is wrong with the directory's files; the base; the disk.
-pub fn create(request: &Request, watch: &dyn Watch, stop: &Stop) -> Result<Created, Error> {
+pub fn create(request: &Request, outside: &dyn Outside, watch: &dyn Watch, stop: &Stop) -> Result<Created, Error> {
     let root = &request.directory;
     let (settings, ignore) = read(root)?;
     let base = match &request.base {
@@ -142,13 +156,18 @@ pub fn create(request: &Request, watch: &dyn Watch, stop: &Stop) -> Result<Creat
         size: 0,
         entries: tree.len(),
         bytes: tree.bytes,
+        image: None,
         listing: Vec::new(),
     };
     if request.dry_run {
         created.listing = tree.listing().map(|(path, _)| path).collect();
         return Ok(created);
     }
-    let source = base_file.map(|path| Source::open(&path, None, watch)).transpose()?;
+    let source = match (&base, base_file) {
+        (Base::Image(image), _) => Some(outside.base(image)?),
+        (_, Some(path)) => Some(Source::open(&path, None, watch)?),
+        (_, None) => None,
+    };
     let part = source.as_ref().map(Source::part).transpose()?;
     let mtime = epoch()?;
     let fingerprint = tree.fingerprint(mtime.as_second().unsigned_abs());
@@ -159,8 +178,11 @@ pub fn create(request: &Request, watch: &dyn Watch, stop: &Stop) -> Result<Creat
     };
     if let Some(sum) = &known {
         let image = make(sum)?;
+        if outside.has(&image) {
+            return Ok(Created { unchanged: true, archive: None, ..done(created, request, image) });
+        }
         if holds(&request.output, &image, &request.name) {
-            return Ok(Created { unchanged: true, ..done(created, request, &image) });
+            return Ok(Created { unchanged: true, ..done(created, request, image) });
         }
     }
     let mut out = Output::begin(&request.output)?;
@@ -176,14 +198,15 @@ pub fn create(request: &Request, watch: &dyn Watch, stop: &Stop) -> Result<Creat
     if let Some(key) = &fingerprint {
         cache::put("layers", key, &sum);
     }
-    Ok(done(created, request, &image))
+    Ok(done(created, request, image))
 }
 
-fn done(created: Created, request: &Request, image: &Composed) -> Created {
+fn done(created: Created, request: &Request, image: Composed) -> Created {
     Created {
         digest: Some(image.digest.clone()),
         archive: Some(request.output.clone()),
         size: image.layers.iter().map(|l| l.size).sum(),
+        image: Some(image),
         ..created
     }
 }
@@ -303,4 +326,35 @@ impl Output {
         self.archive.finish(image, name.repository.as_str(), &name.tag).map_err(Error::image(path))?;
         self.temporary.persist(path).map_err(|e| Error::file("write", path)(e.error))
     }
+}
+
+/// Makes the archive of a directory that has a Dockerfile and no `image.toml`, with a builder that is here.
+///
+/// # Errors
+/// No builder; the builder's own; the disk.
+pub async fn create_with_builder(request: &Request, watch: &dyn Watch) -> Result<Created, Error> {
+    if request.base.is_some() {
+        return Err(Error::refused("a Dockerfile names its own base", "leave --base out"));
+    }
+    let (archive, _passing) = super::build_dockerfile(&request.directory, &request.name, watch).await?;
+    let source = Source::open(&archive, None, watch)?;
+    super::base::rewrite(&source, &request.name, &request.output)?;
+    let image = source.image.clone();
+    let created = Created {
+        name: request.name.to_string(),
+        digest: None,
+        archive: None,
+        unchanged: false,
+        size: 0,
+        entries: 0,
+        bytes: 0,
+        image: None,
+        listing: Vec::new(),
+    };
+    Ok(done(created, request, image))
+}
+
+/// Whether a directory is to be built by its Dockerfile.
+pub fn wants_builder(directory: &Path) -> bool {
+    !directory.join("image.toml").exists() && directory.join("Dockerfile").is_file()
 }

@@ -2,8 +2,13 @@
 //!
 //! Needs no manager, no engine and no root. Prints nothing: whoever calls shows progress and errors.
 
+mod base;
 mod cache;
 mod create;
+mod engine;
+mod images;
+mod init;
+mod install;
 mod source;
 mod walk;
 
@@ -16,14 +21,23 @@ use std::{
     },
 };
 
-pub use create::{Created, Request, create};
+pub use base::{BaseRequest, create_base};
+pub use create::{Created, Outside, Request, create, create_with_builder, wants_builder};
+pub use engine::{build_dockerfile, passing_directory, save_from_engine};
+pub use images::{Listed, list, remove, same_image};
+pub use init::init;
+pub use install::{Installed, install, is_complete};
 pub use source::Source;
 
 use crate::{
     image,
     model::{AppName, Invalid, Repository},
     plan::Diagnostic,
+    remote::registry::RegistryError,
 };
+
+/// A registry, for those who may not see `remote`.
+pub use crate::remote::registry::{Credentials, Registry};
 
 /// Where an application's images live in the registry: `cloud/NAME`.
 pub const NAMESPACE: &str = "cloud";
@@ -68,6 +82,9 @@ pub enum Error {
         /// The end of what it said.
         output: String,
     },
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// Stopped by the user.
     #[error("interrupted")]
     Interrupted,
@@ -81,9 +98,27 @@ impl Error {
     /// Whether the input is at fault, not the attempt.
     pub fn is_input(&self) -> bool {
         match self {
-            Self::Input(_) | Self::Refused { .. } => true,
+            Self::Input(_)
+            | Self::Refused { .. }
+            | Self::Registry(RegistryError::Address(_) | RegistryError::Content { .. }) => true,
             Self::Image { source, .. } => !matches!(source, image::Error::Write { .. }),
-            Self::File { .. } | Self::Program { .. } | Self::Interrupted => false,
+            Self::Registry(_) | Self::File { .. } | Self::Program { .. } | Self::Interrupted => false,
+        }
+    }
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Refused { hint, .. } => hint.clone(),
+            Self::Registry(RegistryError::Unreachable { .. }) => Some(
+                "is it running, and is this its address? Name another with --registry or MATRIX_REGISTRY".to_owned(),
+            ),
+            Self::Registry(RegistryError::Address(_)) => {
+                Some("as in 10.10.10.1:5000 or https://registry.example.org".to_owned())
+            }
+            Self::Registry(RegistryError::Content { .. }) => {
+                Some("nothing was tagged; make the archive anew".to_owned())
+            }
+            _ => None,
         }
     }
     pub(crate) fn file(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {

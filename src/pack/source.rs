@@ -15,7 +15,8 @@ use crate::{
         self, Archive, Blob, Composed, Gzip, Hashing, LAYER_GZIP, LayerSum, Located, Packing, Part, Platform, base_of,
         docker_manifest,
     },
-    model::Digest,
+    model::{Digest, Repository},
+    remote::registry::Registry,
 };
 
 /// An image whose blobs can be read one by one.
@@ -35,11 +36,26 @@ pub struct Source {
 }
 
 #[derive(Debug, Clone)]
-struct Place {
+enum Place {
+    Here(Here),
+    /// In a registry, to be fetched when it is wanted.
+    There(Box<There>),
+}
+
+#[derive(Debug, Clone)]
+struct Here {
     file: PathBuf,
     at: Located,
     /// The content must be compressed first; its bytes are known from another time.
     compress: bool,
+}
+
+#[derive(Debug, Clone)]
+struct There {
+    registry: Registry,
+    repository: Repository,
+    blob: Blob,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Source {
@@ -60,20 +76,21 @@ impl Source {
                 let config_bytes = archive.bytes(&config).map_err(Error::image(path))?;
                 for layer in &layers {
                     let at = archive.locate(layer).map_err(Error::image(path))?;
-                    places.insert(layer.digest.clone(), Place { file: file.clone(), at, compress: false });
+                    let here = Here { file: file.clone(), at, compress: false };
+                    places.insert(layer.digest.clone(), Place::Here(here));
                 }
                 (Composed { manifest, digest: descriptor.digest, config_bytes, config, layers }, descriptor.media_type)
             }
             Packing::Docker { config, layers } => {
                 let mut blobs = Vec::new();
                 for layer in layers {
-                    let place = Place { file: file.clone(), at: layer.at, compress: true };
+                    let place = Here { file: file.clone(), at: layer.at, compress: true };
                     let (sum, place) = match cache::get("saved", &layer.diff_id) {
                         Some(sum) => (sum, place),
                         None => compressed(path, &place, &layer.diff_id, &mut spool, watch, &stop)?,
                     };
                     let blob = Blob { media_type: LAYER_GZIP.to_owned(), digest: sum.digest.clone(), size: sum.size };
-                    places.insert(sum.digest, place);
+                    places.insert(sum.digest, Place::Here(place));
                     blobs.push(blob);
                 }
                 let image = docker_manifest(config, blobs).map_err(Error::image(path))?;
@@ -81,6 +98,49 @@ impl Source {
             }
         };
         Ok(Self { image, media_type, name: contents.name, path: path.to_owned(), places, _spool: spool })
+    }
+
+    /// An image in a registry. Its layers are fetched when they are read, from a thread that may block.
+    ///
+    /// # Errors
+    /// A registry that does not answer; an image that is not there, or not for this machine.
+    pub async fn pull(registry: &Registry, repository: &Repository, tag: &str) -> Result<Self, Error> {
+        let path = PathBuf::from(format!("{repository}:{tag}"));
+        let lacks = |what: &str| {
+            let message = format!("{what} is not in the registry at {}", registry.endpoint());
+            Error::refused(message, "`matrix images` lists what is there")
+        };
+        let mut manifest =
+            registry.manifest(repository, tag).await?.ok_or_else(|| lacks(&format!("{repository}:{tag}")))?;
+        if matches!(manifest.media_type.as_str(), image::INDEX | image::DOCKER_LIST) {
+            let digest = image::choose_in_index(&manifest.bytes, &Platform::here()).map_err(Error::image(&path))?;
+            manifest = registry.manifest(repository, digest.as_str()).await?.ok_or_else(|| lacks(digest.as_str()))?;
+        }
+        let (config, layers) = image::blobs_of(&manifest.bytes).map_err(Error::image(&path))?;
+        if config.size > image::MAX_JSON {
+            let source = image::Error::Hostile("its configuration is too large".to_owned());
+            return Err(Error::Image { path, source });
+        }
+        let mut config_bytes = Vec::new();
+        registry.pull_blob(repository, &config, &mut config_bytes, |_| ()).await?;
+        let runtime = tokio::runtime::Handle::current();
+        let there = |blob: &Blob| There {
+            registry: registry.clone(),
+            repository: repository.clone(),
+            blob: blob.clone(),
+            runtime: runtime.clone(),
+        };
+        let places = layers.iter().map(|l| (l.digest.clone(), Place::There(Box::new(there(l))))).collect();
+        let image = Composed { manifest: manifest.bytes, digest: manifest.digest, config_bytes, config, layers };
+        let name = Some(format!("{repository}:{tag}"));
+        Ok(Self { image, media_type: manifest.media_type, name, path, places, _spool: None })
+    }
+
+    /// An image whose layers are all in the registry already.
+    pub fn known(image: Composed) -> Self {
+        let path = PathBuf::from(image.digest.as_str());
+        let media_type = image::MANIFEST.to_owned();
+        Self { image, media_type, name: None, path, places: BTreeMap::new(), _spool: None }
     }
 
     /// As a base to build upon.
@@ -105,6 +165,10 @@ impl Source {
             .places
             .get(digest)
             .ok_or_else(|| Error::Image { path: self.path.clone(), source: image::Error::Missing(digest.clone()) })?;
+        let place = match place {
+            Place::Here(place) => place,
+            Place::There(place) => return place.fetch(),
+        };
         let from = part(place)?;
         if !place.compress {
             return Ok(Box::new(from));
@@ -134,7 +198,16 @@ impl Source {
     }
 }
 
-fn part(place: &Place) -> Result<io::Take<File>, Error> {
+impl There {
+    fn fetch(&self) -> Result<Box<dyn Read + Send>, Error> {
+        let mut spool = tempfile::tempfile_in(scratch()?).map_err(Error::file("write", &std::env::temp_dir()))?;
+        self.runtime.block_on(self.registry.pull_blob(&self.repository, &self.blob, &mut spool, |_| ()))?;
+        spool.rewind().map_err(Error::file("read", &std::env::temp_dir()))?;
+        Ok(Box::new(spool))
+    }
+}
+
+fn part(place: &Here) -> Result<io::Take<File>, Error> {
     let mut file = File::open(&place.file).map_err(Error::file("read", &place.file))?;
     file.seek(SeekFrom::Start(place.at.offset)).map_err(Error::file("read", &place.file))?;
     Ok(file.take(place.at.size))
@@ -212,12 +285,12 @@ fn pack(from: impl Read, to: impl Write) -> Result<LayerSum, image::Error> {
 /// Compresses a saved layer into the spool and checks it against its configuration.
 fn compressed(
     path: &Path,
-    place: &Place,
+    place: &Here,
     diff_id: &Digest,
     spool: &mut Option<tempfile::TempDir>,
     watch: &dyn Watch,
     stop: &Stop,
-) -> Result<(LayerSum, Place), Error> {
+) -> Result<(LayerSum, Here), Error> {
     stop.check().map_err(|_| Error::Interrupted)?;
     watch.step("compress", place.at.size);
     if spool.is_none() {
@@ -235,5 +308,5 @@ fn compressed(
     }
     cache::put("saved", diff_id, &sum);
     let at = Located { offset: 0, size: sum.size };
-    Ok((sum, Place { file, at, compress: false }))
+    Ok((sum, Here { file, at, compress: false }))
 }
