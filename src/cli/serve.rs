@@ -70,5 +70,8 @@ async fn serve(config: Config) -> Result<(), Failure> {
         // Not run by systemd: nobody to tell.
         _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     };
-    api::serve(manager, pages, ready).await.map_err(|e| Failure::from_error(Exit::Failed, &e))
+    let nodes = manager.nodes().clone();
+    api::serve(manager, pages, ready).await.map_err(|e| Failure::from_error(Exit::Failed, &e))?;
+    nodes.finished().await;
+    Ok(())
 }
