@@ -1,7 +1,7 @@
 # Two commands for a user (demo, test), some more for who works on it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check bench lab lab-down packages build lab-tests vcl-tests browser-tests vagrant-validate
+.PHONY: help demo demo-down test check bench lab lab-down packages build apps lab-tests browser-tests vagrant-validate
 
 # `make demo PROFILE=dev` takes what the tests have built already.
 PROFILE ?= release
@@ -14,15 +14,15 @@ NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## */\1\t/p' Makefile | expand -t 20
 
-demo: build ## a cloud on this machine: three nodes, two applications, one node lost, still answering
+demo: build apps ## a cloud on this machine: three nodes, two applications, one node lost, still answering
 	$(SUDO) vm/demo.sh $(MATRIX)
 
 demo-down: ## remove the demo's cloud
 	$(SUDO) $(firstword $(wildcard $(MATRIX) target/*/matrix)) lab --name demo down
 
-test: packages check lab-tests vcl-tests browser-tests vagrant-validate ## everything, from a bare Debian 12 on
+test: packages check lab-tests browser-tests vagrant-validate ## everything, from a bare Debian 12 on
 
-check: ## format, lints, unit, property and snapshot tests: the inner loop, no root
+check: ## format, lints, unit, property, snapshot and VCL tests: the inner loop, no root
 	cargo fmt --check
 	cargo clippy --all-targets -q -- -D warnings
 ifeq ($(NEXTEST),yes)
@@ -47,11 +47,11 @@ build: ## install what a lab needs, build the program
 	@vm/provision/packages.sh run
 	cargo build -q --profile $(PROFILE)
 
-lab-tests: ## end to end, on labs (root)
-	cargo $(AS_ROOT) test -q --test lab -- --test-threads=1
+apps: ## the example applications' program
+	vm/apps/build
 
-vcl-tests: ## the gateway's VCL in a real Varnish
-	@shopt -s nullglob; for test in tests/vcl/*.vtc; do varnishtest -q "$$test" || exit 1; done
+lab-tests: apps ## end to end, on labs (root)
+	cargo $(AS_ROOT) test -q --test lab -- --test-threads=1
 
 browser-tests: ## the page in a headless Chromium
 	@if [ -d tests/browser ]; then cargo $(AS_ROOT) test -q --test browser -- --test-threads=1; fi

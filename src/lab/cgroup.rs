@@ -134,6 +134,16 @@ impl Cgroups {
     }
 }
 
+/// Asks what is in a group to end, and kills what has not after three seconds.
+pub fn end(lab: &LabName, group: &Path) -> Result<(), LabError> {
+    send(processes(group), Signal::SIGTERM);
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while !processes(group).is_empty() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(10));
+    }
+    kill(lab, &[group.to_owned()])
+}
+
 /// Kills everything in some groups and below, until nothing is left.
 pub fn kill(lab: &LabName, groups: &[PathBuf]) -> Result<(), LabError> {
     let deadline = Instant::now() + Duration::from_secs(15);
@@ -186,9 +196,13 @@ pub fn processes(group: &Path) -> Vec<i32> {
 
 /// Kills processes, but for this one.
 pub fn kill_each(processes: impl IntoIterator<Item = i32>) {
+    send(processes, Signal::SIGKILL);
+}
+
+fn send(processes: impl IntoIterator<Item = i32>, what: Signal) {
     // 0 would be a process outside of our PID namespace, and to kill(2) our own group.
     for pid in processes.into_iter().filter(|pid| *pid > 1 && *pid != Pid::this().as_raw()) {
-        _ = signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
+        _ = signal::kill(Pid::from_raw(pid), what);
     }
 }
 

@@ -140,14 +140,14 @@ pub fn start(name: &LabName, places: &Places, cgroups: &Cgroups, service: &str, 
     program::detach(
         &places.glue().join("enter.sh"),
         &args,
-        &[("PATH", OsStr::new(&program::search_path()))],
+        &[("PATH", OsStr::new(&program::search_path())), ("NO_COLOR", OsStr::new("1"))],
         &places.log(service),
     )
 }
 
 /// Ends a service and its supervisor.
 pub fn stop(name: &LabName, cgroups: &Cgroups, service: &str) -> Result<(), LabError> {
-    cgroup::kill(name, &[cgroups.leaf(name, &format!("svc-{service}"))])
+    cgroup::end(name, &cgroups.leaf(name, &format!("svc-{service}")))
 }
 
 /// Waits until dnsmasq listens: a machine's first question lost costs it three seconds.
