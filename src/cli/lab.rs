@@ -102,6 +102,8 @@ enum ServiceAction {
     Start,
     Stop,
     Restart,
+    /// Kill it; its supervisor starts it again
+    Crash,
 }
 
 impl From<LabError> for Failure {
@@ -147,6 +149,9 @@ pub(super) fn run(args: Args, _global: &Global, out: &Printer) -> Result<(), Fai
             lab.shell(&target, &command)?;
         }
         Action::Service { what, service } => {
+            if matches!(what, ServiceAction::Crash) {
+                lab.crash_service(&service)?;
+            }
             if matches!(what, ServiceAction::Stop | ServiceAction::Restart) {
                 lab.stop_service(&service)?;
             }

@@ -194,6 +194,18 @@ pub fn processes(group: &Path) -> Vec<i32> {
     found
 }
 
+/// Kills what a group's first process started, and leaves that: a crash of what it supervises.
+pub fn crash(group: &Path) {
+    let all = processes(group);
+    let parent = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name, in brackets, may hold anything.
+        stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<i32>().ok())
+    };
+    let started: Vec<_> = all.iter().copied().filter(|pid| parent(pid).is_some_and(|p| all.contains(&p))).collect();
+    kill_each(started);
+}
+
 /// Kills processes, but for this one.
 pub fn kill_each(processes: impl IntoIterator<Item = i32>) {
     send(processes, Signal::SIGKILL);

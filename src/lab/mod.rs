@@ -16,7 +16,8 @@
 //! - `matrix lab up [--nodes N | --names a,b] [--no-serve]`, `down`, `status --json`, `poweroff|boot|reboot|cut|heal NODE`
 //! - `matrix lab shell gateway -- CMD…`, `shell client -- CMD…`, `shell NODE [--user cloud] -- CMD…`: exit code passed on.
 //!   Inside `gateway` and `client` node names resolve, and the files of this machine are seen.
-//! - `matrix lab service start|stop|restart SERVICE` (dnsmasq, registry, varnish, matrix); one that dies is started again.
+//! - `matrix lab service start|stop|restart|crash SERVICE` (dnsmasq, registry, varnish, matrix); one that dies is started
+//!   again. Use `crash`, not `pkill` in the gateway: it shares its process ids with this machine and all other labs.
 //! - `eval "$(matrix lab env)"` sets MATRIX_MANAGER for `matrix nodes`, `deploy`, …
 //!
 //! Files:
@@ -252,6 +253,13 @@ impl Lab {
         self.must_exist()?;
         services::start(&self.name, &self.places, &self.cgroups, service, &this_binary()?)?;
         if service == "matrix" { services::wait_for_manager(&self.places) } else { Ok(()) }
+    }
+
+    /// Kills a service of the gateway, as a crash would; it comes back by itself.
+    pub fn crash_service(&self, service: &str) -> Result<(), LabError> {
+        self.must_exist()?;
+        services::crash(&self.name, &self.cgroups, service);
+        Ok(())
     }
 
     /// Stops a service of the gateway, with its supervisor.

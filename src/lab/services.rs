@@ -150,6 +150,11 @@ pub fn stop(name: &LabName, cgroups: &Cgroups, service: &str) -> Result<(), LabE
     cgroup::end(name, &cgroups.leaf(name, &format!("svc-{service}")))
 }
 
+/// Kills a service as a crash would; its supervisor starts it again.
+pub fn crash(name: &LabName, cgroups: &Cgroups, service: &str) {
+    cgroup::crash(&cgroups.leaf(name, &format!("svc-{service}")));
+}
+
 /// Waits until dnsmasq listens: a machine's first question lost costs it three seconds.
 pub fn wait_for_dnsmasq(places: &Places) -> Result<(), LabError> {
     let pid = places.run.join("dnsmasq.pid");

@@ -127,9 +127,12 @@ fn up_power_and_down() {
 fn services_come_back() {
     let lab = Lab::up_without_manager(&["node1"]);
     let workdir = lab.state_dir().join("varnish").display().to_string();
-    lab.gateway(&["sh", "-c", "kill -9 $(pgrep -x varnishd)"]);
+    let pid = || lab.gateway(&["varnishadm", "-n", &workdir, "pid"]).out;
+    let before = pid();
+    lab.lab(&["service", "crash", "varnish"]).ok();
     eventually("Varnish is back", 5, || {
-        lab.gateway(&["varnishadm", "-n", &workdir, "ping"]).code == 0 && lab.get("/").0 == 503
+        let now = pid();
+        now.contains("Master") && now != before && lab.get("/").0 == 503
     });
     lab.lab(&["service", "stop", "registry"]).ok();
     assert_eq!(lab.get_url("http://10.10.10.1:5000/v2/", &[]).0, 0);
@@ -209,4 +212,52 @@ fn names_that_cannot_be_used_are_refused() {
         assert_eq!(ran.code, 2, "{args:?}: {}", ran.err);
         assert!(ran.err.contains(word), "{}", ran.err);
     }
+}
+
+/// The program run by a shell line, in namespaces of its own.
+fn unshared(flags: &[&str], script: &str) -> crate::rig::Ran {
+    let mut command = Command::new("unshare");
+    command.args(flags).args(["sh", "-c", script, "sh", env!("CARGO_BIN_EXE_matrix")]).stdin(Stdio::null());
+    run(command)
+}
+
+#[test]
+fn without_root_it_refuses() {
+    let ran = unshared(&["--user"], "exec \"$1\" lab up");
+    assert_eq!(ran.code, 1);
+    assert_eq!(ran.err, "error: a lab needs root\n  hint: run it as root: sudo matrix lab …\n");
+}
+
+#[test]
+fn a_directory_that_cannot_hold_nodes_is_refused() {
+    let lab = Lab::named_only();
+    let script = format!(
+        "mount -t tmpfs t /mnt && mkdir /mnt/l /mnt/u /mnt/w /mnt/o && \
+         mount -t overlay o -o lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w /mnt/o && \
+         MATRIX_LAB_DIR=/mnt/o exec \"$1\" lab --name {} up --no-serve",
+        lab.name
+    );
+    let ran = unshared(&["--mount"], &script);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains("/mnt/o/labs is on an overlay file system"), "{}", ran.err);
+    assert!(ran.err.contains("hint: set MATRIX_LAB_DIR"), "{}", ran.err);
+    no_traces(&lab.name);
+}
+
+#[test]
+fn the_manager_answers_in_the_lab_and_outside() {
+    let lab = Lab::up(&["node1"]);
+    let page = lab.status()["page"].as_str().unwrap().to_owned();
+    let mut curl = Command::new("curl");
+    curl.args(["-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", &page]);
+    assert_ne!(run(curl).out, "000", "{page} answers this machine");
+    eventually("the node is ready for the manager", 10, || {
+        lab.matrix(&["nodes", "--json"]).json().to_string().contains("ready")
+    });
+    lab.lab(&["service", "crash", "matrix"]).ok();
+    eventually("a killed manager is back", 10, || lab.matrix(&["nodes"]).code == 0);
+    lab.lab(&["service", "stop", "matrix"]).ok();
+    assert_eq!(lab.matrix(&["nodes"]).code, 3);
+    lab.lab(&["service", "start", "matrix"]).ok();
+    lab.matrix(&["nodes"]).ok();
 }
