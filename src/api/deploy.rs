@@ -78,7 +78,7 @@ pub(super) async fn deploy(
     tokio::spawn(async move {
         // A send that fails means nobody watches any more.
         if lines.send(DeployLine::Submitted(submitted.clone())).await.is_ok() && !dry_run {
-            follow(&manager, submitted.release, begun, events, &lines).await;
+            follow(&manager, &submitted, begun, events, &lines).await;
         }
     });
     let body = futures_util::stream::unfold(receiver, async |mut receiver| {
@@ -92,15 +92,17 @@ pub(super) async fn deploy(
 
 async fn follow(
     manager: &Manager,
-    release: u64,
+    submitted: &Submitted,
     begun: Timestamp,
     mut events: broadcast::Receiver<Event>,
     lines: &mpsc::Sender<DeployLine>,
 ) {
     let mut overview = manager.overview();
+    let release = submitted.release;
     loop {
         let progress = overview.borrow_and_update().progress.clone();
-        if progress.release > release || progress.release == release && progress.settled {
+        let taken = progress.turn >= submitted.turn && progress.release == release;
+        if progress.release > release || taken && progress.settled {
             while let Ok(event) = events.try_recv() {
                 _ = lines.send(DeployLine::Event(event)).await;
             }

@@ -84,10 +84,10 @@ fn show(submitted: &Submitted, dry_run: bool, out: &Printer) {
 
 fn progress(event: &Event, out: &Printer) {
     let place = event.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
-    let text = format!("  {}{place}: {}", event.subject, event.text);
     match event.kind {
-        Kind::Failed => out.warning(&text),
-        Kind::Begin | Kind::Done | Kind::Note => out.line(text),
+        // Why is said in the end, once.
+        Kind::Failed => out.line(format!("  {}{place}: failed", event.subject)),
+        Kind::Begin | Kind::Done | Kind::Note => out.line(format!("  {}{place}: {}", event.subject, event.text)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `matrix serve`: the manager, until it is told to end.
 
-use std::path::PathBuf;
+use std::{io::IsTerminal, path::PathBuf};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,8 @@ pub(super) fn run(args: Args, _global: &Global, out: &Printer) -> Result<(), Fai
     let filter = tracing_subscriber::EnvFilter::try_from_env("MATRIX_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("matrix=info,warn"));
     // A second start in one process keeps the first's log.
-    _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let colours = std::io::stderr().is_terminal();
+    _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).try_init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -15,7 +15,7 @@ mod submit;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
 };
 
 use tokio::sync::{mpsc, watch};
@@ -83,6 +83,8 @@ struct Inner {
     inbox: mpsc::UnboundedSender<Message>,
     /// What is wrong with the plan file that is followed; shown in the status.
     plan_problem: Mutex<Option<String>>,
+    /// Submissions so far.
+    turns: AtomicU64,
     /// One submission at a time.
     submitting: tokio::sync::Mutex<()>,
     stop: CancellationToken,
@@ -132,6 +134,7 @@ impl Manager {
             overview,
             inbox,
             plan_problem: Mutex::default(),
+            turns: AtomicU64::default(),
             submitting: tokio::sync::Mutex::default(),
             stop,
         }));

@@ -38,6 +38,8 @@ use super::{
 pub struct Progress {
     /// The release it is about; 0: none yet.
     pub release: u64,
+    /// The last submission that is taken into account, counted since the manager started.
+    pub turn: u64,
     /// Whether there is nothing to do and nothing under way.
     pub settled: bool,
     /// What failed last, by instance, and is tried again later.
@@ -62,8 +64,10 @@ pub struct Overview {
 }
 
 pub(super) enum Message {
-    /// A release was made and written down.
-    Release(Box<Release>),
+    /// A release was made and written down, by this submission.
+    Release { release: Box<Release>, turn: u64 },
+    /// The release was submitted again: what failed is tried at once.
+    Again { turn: u64 },
     /// An action ended.
     Ended { action: Box<Action>, outcome: Outcome },
     /// The gateway took a table, or not.
@@ -95,6 +99,7 @@ struct Loop {
     holds: BTreeMap<String, Hold>,
     running: BTreeMap<String, (Action, CancellationToken)>,
     started: Instant,
+    turn: u64,
 }
 
 /// Runs until the token is cancelled. What is under way on nodes is left to end by itself.
@@ -117,6 +122,7 @@ pub(super) async fn run(
         holds: BTreeMap::new(),
         running: BTreeMap::new(),
         started: Instant::now(),
+        turn: 0,
     };
     loop {
         let wake = this.evaluate();
@@ -149,11 +155,11 @@ async fn moved<T>(state: Option<&mut watch::Receiver<T>>) {
 impl Loop {
     fn take(&mut self, message: Message) {
         match message {
-            Message::Release(release) => {
+            Message::Release { release, turn } => {
                 self.known.previous = self.known.release.replace(*release);
-                self.holds.clear();
-                self.gateway_error = None;
+                self.try_at_once(turn);
             }
+            Message::Again { turn } => self.try_at_once(turn),
             Message::Ended { action, outcome } => {
                 self.running.remove(action.container());
                 self.ended(&action, outcome);
@@ -174,6 +180,12 @@ impl Loop {
                 }
             }
         }
+    }
+
+    fn try_at_once(&mut self, turn: u64) {
+        self.turn = turn;
+        self.holds.clear();
+        self.gateway_error = None;
     }
 
     fn ended(&mut self, action: &Action, outcome: Outcome) {
@@ -205,7 +217,9 @@ impl Loop {
         let before = (self.known.assignments.clone(), self.known.verified.clone(), self.known.table.clone());
         self.forget_gone(&snapshot);
         let Some(release) = self.known.release.clone() else {
-            self.publish(Progress { settled: true, ..Progress::default() });
+            // Also a cloud without a release says that nothing is there.
+            self.route();
+            self.publish(Progress { settled: true, turn: self.turn, ..Progress::default() });
             return Instant::now() + HEARTBEAT;
         };
         let frozen = self.unsure(&snapshot);
@@ -258,6 +272,7 @@ impl Loop {
         let gateway = self.gateway_error.as_ref().map(|(why, _)| why.clone());
         self.publish(Progress {
             release: release.number,
+            turn: self.turn,
             settled: self.running.is_empty() && (routed || gateway.is_some()) && !self.applying,
             waiting: decision.waiting.into_iter().filter(|(id, _)| !failures.contains_key(id)).collect(),
             failures,

@@ -1,6 +1,9 @@
 //! A plan comes in: it is checked, its images are pinned, and it becomes a release; or all that is wrong with it is said.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::Ordering,
+};
 
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
@@ -47,6 +50,9 @@ pub struct Submitted {
     pub release: u64,
     /// Whether that is a new one.
     pub new: bool,
+    /// The submission's number: it is taken into account once the progress has it.
+    #[serde(default)]
+    pub turn: u64,
     /// What changes.
     pub changes: Vec<Change>,
     /// What is not wrong, but worth a look.
@@ -120,15 +126,22 @@ impl Manager {
         };
         let changes = self.preview(&release, &overview);
         let warnings = [checked.warnings.clone(), self.world_warnings(&checked)].concat();
-        let submitted = Submitted { release: number, new: !unchanged, changes, warnings };
-        if submission.dry_run || unchanged {
+        let failing = !overview.progress.failures.is_empty() || overview.progress.gateway.is_some();
+        let acts = !submission.dry_run && (!unchanged || failing);
+        let turn = if acts { self.0.turns.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
+        let submitted = Submitted { release: number, new: !unchanged, turn, changes, warnings };
+        if !acts {
+            return Ok(submitted);
+        }
+        // A loop that ended means the manager is ending: the release is written down and is brought about next time.
+        if unchanged {
+            _ = self.0.inbox.send(Message::Again { turn });
             return Ok(submitted);
         }
         busy(&overview)?;
         self.0.journal.release(&release)?;
         self.0.events.tell(Kind::Begin, "release", None, format!("release {number} by {}", release.by));
-        // A loop that ended means the manager is ending: the release is written down and is brought about next time.
-        _ = self.0.inbox.send(Message::Release(Box::new(release)));
+        _ = self.0.inbox.send(Message::Release { release: Box::new(release), turn });
         Ok(submitted)
     }
 
