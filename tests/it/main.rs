@@ -3,6 +3,7 @@
 
 mod cli;
 mod gateway;
+mod image;
 mod layers;
 mod leases;
 mod nodes;
