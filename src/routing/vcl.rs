@@ -157,6 +157,7 @@ pub fn app(name: &AppName, routing: &AppRouting) -> Result<String, VclError> {
         backends: Vec<BackendView>,
         several: bool,
         retries: usize,
+        patience: String,
         strip_by_host: bool,
         strip: Vec<paths::Cut>,
         idempotent: bool,
@@ -171,6 +172,7 @@ pub fn app(name: &AppName, routing: &AppRouting) -> Result<String, VclError> {
         several: backends.len() > 1,
         // Varnish itself ends at four (max_retries).
         retries: backends.len().saturating_sub(1).min(4),
+        patience: seconds(patience(routing)),
         strip_by_host: strip.iter().any(paths::Cut::by_host),
         strip,
         idempotent: routing.idempotent,
@@ -178,6 +180,13 @@ pub fn app(name: &AppName, routing: &AppRouting) -> Result<String, VclError> {
         backends,
     };
     render("app.vcl", name.as_str(), &view)
+}
+
+/// How long a request that may be repeated waits for its answer to begin, in milliseconds. An application that takes
+/// longer says so by its health check's timeout.
+fn patience(routing: &AppRouting) -> u32 {
+    let slowest = routing.backends.values().filter_map(|b| Some(b.probe.as_ref()?.timeout_ms)).max();
+    slowest.map_or(10_000, |timeout| timeout.saturating_mul(3).clamp(3_000, 60_000))
 }
 
 #[derive(Serialize)]

@@ -160,6 +160,28 @@ fn only_what_may_be_kept_is_kept() {
 }
 
 #[test]
+fn a_silent_instance_is_not_waited_for() {
+    let ports = Ports::new();
+    let silent = app("shop", &["/shop"], &[ports.p(1), ports.p(2)]);
+    // No probe of this file's servers: its timeout alone is wanted.
+    varnishtest(
+        "silent",
+        &ports,
+        [with(silent, |r| {
+            let probe = |path: &str, interval_ms| matrix::routing::Probe {
+                path: path.to_owned(),
+                host: None,
+                status: 200,
+                interval_ms,
+                timeout_ms: 1000,
+            };
+            let serving = Backend { serving: false, probe: Some(probe("/", 60_000)), ..r.backends["shop-1"].clone() };
+            r.backends.insert("shop-3".to_owned(), serving);
+        })],
+    );
+}
+
+#[test]
 fn nobody_waits_for_another() {
     let ports = Ports::new();
     varnishtest("together", &ports, [app("shop", &["/shop"], &[ports.p(1), ports.p(2)])]);
