@@ -18,6 +18,7 @@ use tokio::sync::{broadcast, mpsc};
 use crate::{
     manager::{Manager, Progress, Submission, SubmitError, Submitted, events::Event},
     model::Timestamp,
+    plan::{self, Diagnostic},
 };
 
 use super::ApiError;
@@ -88,6 +89,23 @@ pub(super) async fn deploy(
         Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), receiver))
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+}
+
+/// A plan to look at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanText {
+    /// The file's name, for messages.
+    pub file: String,
+    /// The plan's text.
+    pub text: String,
+}
+
+pub(super) async fn check(
+    State(manager): State<Manager>,
+    Json(plan): Json<PlanText>,
+) -> Result<Json<Vec<Diagnostic>>, ApiError> {
+    let checked = plan::read(&plan.file, &plan.text).map_err(SubmitError::Plan)?;
+    Ok(Json(manager.check(&checked).await))
 }
 
 async fn follow(

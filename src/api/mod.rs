@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /v1/status` | [`views::StatusView`] |
 //! | `POST /v1/deploy` | a [`crate::manager::Submission`] in; NDJSON of [`DeployLine`] out |
+//! | `POST /v1/plan/check` | a plan's file name and text in; what the cloud and the registry do not know of it out |
 //! | `GET /v1/registry` | the private registry's name and address |
 //! | `GET /v1/vcl` | [`vcl::VclView`]: what the gateway runs |
 //! | `GET /v1/events` | the last events, then each as it happens, as server-sent events |
@@ -18,7 +19,7 @@ mod stream;
 pub mod vcl;
 pub mod views;
 
-pub use deploy::{DeployEnd, DeployLine};
+pub use deploy::{DeployEnd, DeployLine, PlanText};
 pub use error::{ApiError, ErrorBody};
 pub use server::{ServeError, serve};
 
@@ -38,6 +39,7 @@ pub fn router(manager: Manager) -> Router {
     Router::new()
         .route("/v1/status", get(async |State(manager): State<Manager>| Json(views::status(&manager))))
         .route("/v1/deploy", post(deploy::deploy))
+        .route("/v1/plan/check", post(deploy::check))
         .route("/v1/registry", get(registry))
         .route("/v1/events", get(stream::events))
         .with_state(manager)

@@ -1,6 +1,6 @@
 //! The manager's API as the command line calls it: over its unix socket, or over TCP with a token.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, Request, Response, StatusCode, header};
@@ -45,6 +45,9 @@ impl fmt::Display for ManagerAddress {
         }
     }
 }
+
+/// How long a TCP connection to the manager may take.
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// A way to the manager. Each call is a connection of its own.
 #[derive(Debug, Clone)]
@@ -115,7 +118,8 @@ impl Client {
                 self.exchange(TokioIo::new(stream), request).await?
             }
             ManagerAddress::Http(authority) => {
-                let stream = TcpStream::connect(authority).await.map_err(|e| self.unreachable(&e))?;
+                let connecting = tokio::time::timeout(CONNECT, TcpStream::connect(authority)).await;
+                let stream = connecting.map_err(|e| self.unreachable(&e))?.map_err(|e| self.unreachable(&e))?;
                 self.exchange(TokioIo::new(stream), request).await?
             }
         };

@@ -1,14 +1,18 @@
-//! `matrix plan check` and `matrix plan show`: a plan by itself, without a manager.
+//! `matrix plan check` and `matrix plan show`: a plan by itself; where a manager answers, also against what it knows.
 
 use std::{
     io::Read,
     path::{Path, PathBuf},
 };
 
+use http::Method;
 use serde::Serialize;
 
-use super::{Failure, Global, Printer};
-use crate::plan::{self, Checked, Diagnostic, Severity};
+use super::{Client, Failure, Global, Printer, block_on};
+use crate::{
+    api::PlanText,
+    plan::{self, Checked, Diagnostic, Severity},
+};
 
 /// Options.
 #[derive(Debug, clap::Args)]
@@ -41,9 +45,9 @@ struct Report<'a> {
     diagnostics: &'a [Diagnostic],
 }
 
-pub(super) fn run(args: Args, _global: &Global, out: &Printer) -> Result<(), Failure> {
+pub(super) fn run(args: Args, global: &Global, out: &Printer) -> Result<(), Failure> {
     match args.command {
-        Command::Check { files } => check(&files, out),
+        Command::Check { files } => check(&files, global, out),
         Command::Show { file } => show(&file, out),
     }
 }
@@ -126,14 +130,21 @@ fn count(found: &[Diagnostic]) -> String {
         .join(" and ")
 }
 
-fn check(files: &[PathBuf], out: &Printer) -> Result<(), Failure> {
+/// What the cloud does not know of a valid plan; nothing where no manager answers: a plan is checked anywhere.
+fn unknown(name: &str, bytes: &[u8], global: &Global) -> Vec<Diagnostic> {
+    let plan = PlanText { file: name.to_owned(), text: String::from_utf8_lossy(bytes).into_owned() };
+    let client = Client::new(global);
+    block_on(async { client.send(Method::POST, "/v1/plan/check", &plan).await }).unwrap_or_default()
+}
+
+fn check(files: &[PathBuf], global: &Global, out: &Printer) -> Result<(), Failure> {
     let mut results: Vec<(String, bool, Vec<Diagnostic>)> = Vec::new();
     let mut unreadable = Vec::new();
     for file in files {
         match load(file) {
             Ok((name, bytes)) => {
                 let (valid, found) = match plan::read_bytes(&name, &bytes) {
-                    Ok(checked) => (true, checked.warnings),
+                    Ok(checked) => (true, [checked.warnings, unknown(&name, &bytes, global)].concat()),
                     Err(found) => (false, found),
                 };
                 out.diagnostics(&found);

@@ -125,7 +125,7 @@ impl Manager {
             },
         };
         let changes = self.preview(&release, &overview);
-        let warnings = [checked.warnings.clone(), self.world_warnings(&checked)].concat();
+        let warnings = [checked.warnings.clone(), self.world_warnings(&checked, None)].concat();
         let failing = !overview.progress.failures.is_empty() || overview.progress.gateway.is_some();
         let acts = !submission.dry_run && (!unchanged || failing);
         let turn = if acts { self.0.turns.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
@@ -216,13 +216,27 @@ impl Manager {
         reconcile::changes(world, &unplaced)
     }
 
+    /// What this plan names and neither the cloud nor the registry knows; images are left out where that does not answer.
+    pub async fn check(&self, checked: &Checked) -> Vec<Diagnostic> {
+        let mut images = BTreeMap::new();
+        let known = async {
+            for repository in self.0.registry.repositories().await? {
+                let tags = self.0.registry.tags(&repository).await?;
+                images.insert(repository.to_string(), tags.into_iter().collect());
+            }
+            Ok::<_, RegistryError>(())
+        };
+        let answered = known.await.is_ok();
+        self.world_warnings(checked, answered.then_some(images))
+    }
+
     /// What this plan names and the cloud does not know.
-    pub fn world_warnings(&self, checked: &Checked) -> Vec<Diagnostic> {
+    fn world_warnings(&self, checked: &Checked, images: Option<BTreeMap<String, BTreeSet<String>>>) -> Vec<Diagnostic> {
         let admitted = |node: &&Node| matches!(node.admission, Admission::Admitted { .. });
         let snapshot = self.0.nodes.snapshot();
         let world = plan::World {
             nodes: Some(snapshot.nodes.values().filter(admitted).map(|node| node.name.clone()).collect()),
-            images: None,
+            images,
             registry: self.config().registry.name.clone(),
             namespace: self.config().registry.namespace.clone(),
         };
