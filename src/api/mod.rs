@@ -22,6 +22,7 @@ pub mod views;
 pub use deploy::{DeployEnd, DeployLine, PlanText};
 pub use error::{ApiError, ErrorBody};
 pub use server::{ServeError, serve};
+pub use stream::changes;
 
 use axum::{
     Json, Router,

@@ -44,20 +44,22 @@ fn line(event: Event) -> Result<axum::response::sse::Event, Infallible> {
 }
 
 /// A stream that says `changed` at most four times a second, whenever the world moved; first at once.
-#[expect(dead_code, reason = "the page will follow it")]
 pub fn changes(manager: &Manager) -> impl Stream<Item = ()> + Send + use<> {
     let overview = manager.overview();
     let nodes = manager.nodes().subscribe();
-    stream::unfold((overview, nodes, true), async |(mut overview, mut nodes, first)| {
+    let events = manager.events().subscribe();
+    stream::unfold((overview, nodes, events, true), async |(mut overview, mut nodes, mut events, first)| {
         if !first {
             tokio::time::sleep(Duration::from_millis(250)).await;
             tokio::select! {
                 changed = overview.changed() => changed.ok()?,
                 changed = nodes.changed() => changed.ok()?,
+                told = events.recv() => if matches!(told, Err(RecvError::Closed)) { return None },
             }
         }
         overview.mark_unchanged();
         nodes.mark_unchanged();
-        Some(((), (overview, nodes, false)))
+        events = events.resubscribe();
+        Some(((), (overview, nodes, events, false)))
     })
 }

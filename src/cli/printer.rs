@@ -1,10 +1,12 @@
 //! The one place that prints. Text from outside is made harmless here: no control character reaches a terminal.
 
-use std::{borrow::Cow, io::Write};
+use std::io::Write;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use owo_colors::OwoColorize;
 use serde::Serialize;
+
+pub use crate::model::harmless;
 
 use super::{Failure, Global};
 use crate::plan::{Diagnostic, Severity};
@@ -15,16 +17,6 @@ pub struct Printer {
     json: bool,
     quiet: bool,
     bars: MultiProgress,
-}
-
-/// The text with control characters shown as `\u{…}` instead of obeyed; line breaks stay.
-pub fn harmless(text: &str) -> Cow<'_, str> {
-    let bad = |c: char| c.is_control() && c != '\n' || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if text.contains(bad) {
-        Cow::Owned(text.chars().map(|c| if bad(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect())
-    } else {
-        Cow::Borrowed(text)
-    }
 }
 
 impl Printer {

@@ -14,7 +14,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::model::{CloudId, MacAddr, NodeName};
+use crate::model::{CloudId, MacAddr, NodeName, Port};
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
@@ -105,6 +105,9 @@ pub struct Registry {
 pub struct Varnish {
     /// varnishd's working directory (`-n`): how `varnishadm` and `varnishstat` find it.
     pub workdir: PathBuf,
+    /// Where it answers people; the page's links lead there. None: routes are shown without links.
+    #[serde(default)]
+    pub port: Option<Port>,
 }
 
 /// The plan that is read at the start.

@@ -36,7 +36,7 @@ const SSH: &[&str] = &["user", "identity", "port", "engine_socket"];
 const ADMISSION: &[&str] = &["policy", "macs"];
 const NODE: &[&str] = &["name", "address"];
 const REGISTRY: &[&str] = &["name", "endpoint", "namespace"];
-const VARNISH: &[&str] = &["workdir"];
+const VARNISH: &[&str] = &["workdir", "port"];
 const PLAN: &[&str] = &["file", "watch"];
 
 impl Config {
@@ -100,7 +100,9 @@ fn config(root: &DeTable<'_>, found: &mut Notes) -> Config {
         if required(&file, &varnish, "varnish", "workdir", found) {
             path(&varnish, "workdir", &mut workdir, found);
         }
-        config.varnish = Some(Varnish { workdir });
+        let mut port = None;
+        set(&varnish, "port", &mut port, found);
+        config.varnish = Some(Varnish { workdir, port });
     }
     if let Some(plan) = section(&file, "plan", PLAN, found) {
         let mut read = PlanFile { file: PathBuf::new(), watch: false };

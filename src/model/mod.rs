@@ -7,12 +7,14 @@ mod name;
 mod net;
 mod route;
 mod size;
+mod text;
 
 pub use image_ref::{Digest, ImageRef, Repository};
 pub use name::{AppName, CloudId, InstanceId, NodeName};
 pub use net::{MacAddr, Port};
 pub use route::{HostName, PathPrefix, Route};
 pub use size::{Cpus, Memory};
+pub use text::harmless;
 
 /// A moment, UTC. Pure rooms are handed one; they never ask a clock.
 pub type Timestamp = jiff::Timestamp;

@@ -73,7 +73,7 @@ impl Edge {
     fn config(&self) -> Config {
         Config {
             run: self.dir.path().join("run"),
-            varnish: Some(config::Varnish { workdir: self.workdir() }),
+            varnish: Some(config::Varnish { workdir: self.workdir(), port: None }),
             ..Config::default()
         }
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::format_push_string)]
 
 mod cli;
+mod dashboard;
 mod gateway;
 mod image;
 mod layers;

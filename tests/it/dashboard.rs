@@ -1,0 +1,203 @@
+//! The page from values: whole, and whatever the values say.
+
+use matrix::{
+    api::{
+        nodes::{NodeView, NodesView, StateView},
+        views::{ApplicationView, InstanceState, InstanceView, NodeBrief, ReleaseView, StatusView},
+    },
+    dashboard::{Links, Shown, page, parts},
+    inventory::Engine,
+    manager::events::{Event, Kind},
+    model::{Memory, Port, Timestamp},
+};
+use proptest::prelude::*;
+
+/// The cloud of this test: two applications, a node that serves, a lost one, a candidate. `said` is what others wrote.
+fn shown(said: &str) -> Shown {
+    let at: Timestamp = "2026-11-20T12:03:04Z".parse().unwrap();
+    let instance = |id: &str, state, why: Option<&str>| InstanceView {
+        instance: id.parse().unwrap(),
+        state,
+        why: why.map(str::to_owned),
+        node: Some("node1".parse().unwrap()),
+        address: Some("10.10.10.25".parse().unwrap()),
+        port: Port::new(20000),
+        container: Some(said.to_owned()),
+        image: Some(said.to_owned()),
+        created: Some(at),
+        release: Some(7),
+    };
+    let app = |image: &str, routes: &[&str], wanted, instances: Vec<InstanceView>| ApplicationView {
+        image: image.to_owned(),
+        routes: routes.iter().map(|route| (*route).to_owned()).collect(),
+        wanted,
+        serving: u32::try_from(instances.iter().filter(|i| i.state == InstanceState::Serving).count()).unwrap(),
+        instances,
+    };
+    let pinned = format!("matrix-manager.matrix:5000/cloud/shop@sha256:{}", "ab".repeat(32));
+    let node = |name: &str, state, trouble: Option<&str>| NodeView {
+        name: name.parse().unwrap(),
+        address: "10.10.10.25".parse().unwrap(),
+        mac: "02:42:0a:0a:0a:19".parse().ok(),
+        state,
+        since: at,
+        lease_expires: Some(at),
+        key: None,
+        offered: None,
+        engine: (state == StateView::Ready).then(|| Engine {
+            version: said.to_owned(),
+            cpus: 2,
+            memory: Memory(4 << 30),
+            disk_free: Some(15 << 30),
+            disk_total: Some(60 << 30),
+            id: said.to_owned(),
+            os: said.to_owned(),
+            architecture: said.to_owned(),
+        }),
+        instances: 1,
+        foreign: 2,
+        trouble: trouble.map(str::to_owned),
+    };
+    let brief = |state: &str| NodeBrief {
+        address: "10.10.10.25".parse().unwrap(),
+        state: state.to_owned(),
+        instances: 1,
+        foreign: 2,
+        trouble: Some(said.to_owned()),
+    };
+    Shown {
+        at,
+        status: StatusView {
+            cloud: "lab".parse().unwrap(),
+            release: Some(ReleaseView { number: 7, created: at, by: said.to_owned(), message: Some(said.to_owned()) }),
+            settled: true,
+            problems: vec![said.to_owned()],
+            gateway_up: Some(true),
+            applications: [
+                (
+                    "shop".parse().unwrap(),
+                    app(
+                        &pinned,
+                        &["/shop", "shop.example/", "*.shop.example/a", said],
+                        2,
+                        vec![
+                            instance("shop.1", InstanceState::Serving, None),
+                            instance("shop.2", InstanceState::Failed, Some(said)),
+                        ],
+                    ),
+                ),
+                ("web".parse().unwrap(), app(said, &["/"], 1, vec![instance("web.1", InstanceState::Unplaced, None)])),
+            ]
+            .into(),
+            nodes: [("node1".parse().unwrap(), brief("ready")), ("node2".parse().unwrap(), brief("lost"))].into(),
+        },
+        nodes: NodesView {
+            nodes: vec![
+                node("node1", StateView::Ready, None),
+                node("node2", StateView::Lost, Some(said)),
+                node("node3", StateView::Candidate, None),
+            ],
+            problems: vec![said.to_owned()],
+        },
+        events: [Kind::Begin, Kind::Failed]
+            .into_iter()
+            .map(|kind| Event {
+                number: 1,
+                at,
+                kind,
+                subject: said.to_owned(),
+                node: "node1".parse().ok(),
+                text: said.to_owned(),
+            })
+            .collect(),
+        links: Links::new("10.10.9.2:8080", Port::new(6081).unwrap()),
+    }
+}
+
+/// What a browser would take for tags and their attributes: all that stands between `<` and `>`.
+fn tags(html: &str) -> Vec<&str> {
+    html.split('<').skip(1).map(|rest| rest.split('>').next().unwrap()).collect()
+}
+
+const HOSTILE: &[&str] = &[
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror=alert(1)>",
+    "' onmouseover='alert(1)",
+    "</td></tr></table><h1>mine",
+    "javascript:alert(1)",
+    "{{ version }}{% include \"page.html\" %}{# #}",
+    "&lt;script&gt;&#60;b&#62;",
+    "a\r\n\r\ndata: {\"parts\":{}}\r\n\r\n",
+    "\u{1b}[2J\u{0}\u{7}",
+    "\u{202e}txt.exe",
+    "<!-- -->]]>",
+    "http://10.0.0.1/\" /evil",
+];
+
+#[test]
+fn a_page_shows_all_of_it() {
+    let html = page(&shown("line one\nline two"), "v1").unwrap();
+    insta::assert_snapshot!(html);
+}
+
+/// With other words the page has the same tags: none more, none with other attributes, but for what is quoted.
+#[test]
+fn what_others_wrote_never_becomes_markup() {
+    // Sorted: routes stand in the order of their text.
+    let names = |html: &str| -> Vec<String> {
+        let mut names: Vec<_> =
+            tags(html).iter().map(|tag| tag.split('"').step_by(2).collect::<Vec<_>>().join("\"\"")).collect();
+        names.sort();
+        names
+    };
+    let plain = names(&page(&shown("plain"), "v1").unwrap());
+    for said in HOSTILE {
+        let html = page(&shown(said), "v1").unwrap();
+        assert!(names(&html) == plain, "{said:?} gives other markup:\n{html}");
+        assert!(!html.chars().any(|c| c.is_control() && c != '\n'), "{said:?}");
+        assert!(!html.contains('\u{202e}'));
+        assert!(!html.contains("href=\"javascript:"), "{said:?}");
+    }
+}
+
+#[test]
+fn a_reason_keeps_its_lines() {
+    let html = &parts(&shown("exit code 1:\n  cannot open /etc/app.conf\n  at main()")).unwrap()["applications"];
+    assert!(html.contains("exit code 1:\n  cannot open /etc/app.conf\n  at main()</td>"), "{html}");
+}
+
+#[test]
+fn links_lead_to_the_gateway_under_the_name_the_page_has() {
+    let port = Port::new(6081).unwrap();
+    let html = |host: &str| {
+        let links = Links::new(host, port);
+        parts(&Shown { links, ..shown("x") }).unwrap()["routes"].clone()
+    };
+    for (host, href) in [
+        ("10.10.9.2:8080", "http://10.10.9.2:6081/shop/"),
+        ("gateway.example", "http://gateway.example:6081/shop/"),
+        ("[fd00::1]:8080", "http://[fd00::1]:6081/shop/"),
+    ] {
+        let html = html(host);
+        assert!(html.contains(&format!("href=\"{href}\"")), "{html}");
+        assert!(html.contains("href=\"http://shop.example:6081/\""), "{html}");
+        assert!(!html.contains("href=\"http://*"), "{html}");
+    }
+    for hostile in ["user@evil.example", "a b", "\"><script>", "", "a/b", "*.example", "evil.example/x", "a:b:c", "-a"]
+    {
+        let html = html(hostile);
+        assert!(!html.contains("<a "), "{hostile:?}: {html}");
+        assert!(html.contains("<code>/shop</code>"), "{html}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_words_give_a_page(said in ".{0,40}") {
+        let html = page(&shown(&said), "v1").unwrap();
+        prop_assert!(html.ends_with("</html>\n"));
+        prop_assert_eq!(tags(&html).iter().filter(|tag| tag.starts_with("script")).count(), 1);
+    }
+}
