@@ -1,5 +1,9 @@
 //! The page from values: whole, and whatever the values say.
 
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::Request;
 use matrix::{
     api::{
         nodes::{NodeView, NodesView, StateView},
@@ -7,10 +11,16 @@ use matrix::{
     },
     dashboard::{Links, Shown, page, parts},
     inventory::Engine,
-    manager::events::{Event, Kind},
+    manager::{
+        Manager,
+        config::Config,
+        events::{Event, Kind},
+    },
     model::{Memory, Port, Timestamp},
 };
 use proptest::prelude::*;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 /// The cloud of this test: two applications, a node that serves, a lost one, a candidate. `said` is what others wrote.
 fn shown(said: &str) -> Shown {
@@ -189,6 +199,81 @@ fn links_lead_to_the_gateway_under_the_name_the_page_has() {
         assert!(!html.contains("<a "), "{hostile:?}: {html}");
         assert!(html.contains("<code>/shop</code>"), "{html}");
     }
+}
+
+/// The pages of a manager that watches nobody.
+async fn answers(requests: &[(&str, &[(&str, &str)])]) -> Vec<(http::response::Parts, String)> {
+    let folder = tempfile::tempdir().unwrap();
+    let config =
+        Config { state: folder.path().join("s"), run: folder.path().join("r"), leases: None, ..Config::default() };
+    let stop = CancellationToken::new();
+    let pages = matrix::dashboard::router(Manager::start(config, stop.clone()).await.unwrap());
+    let mut all = Vec::new();
+    for (path, headers) in requests {
+        let mut request = Request::get(*path);
+        for (name, value) in *headers {
+            request = request.header(*name, *value);
+        }
+        let response = pages.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        // A stream that is followed has no end: its first piece is looked at.
+        let piece = body.into_data_stream().next().await.unwrap_or_else(|| Ok(Bytes::new())).unwrap();
+        all.push((parts, String::from_utf8(piece.to_vec()).unwrap()));
+    }
+    stop.cancel();
+    all
+}
+
+#[tokio::test]
+async fn pages_run_only_their_own_script_and_stand_in_no_frame() {
+    for (parts, body) in answers(&[("/", &[]), ("/live", &[]), ("/assets/page.css", &[]), ("/assets/none", &[])]).await
+    {
+        let policy = parts.headers["content-security-policy"].to_str().unwrap();
+        for rule in ["default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"] {
+            assert!(policy.contains(rule), "{policy}");
+        }
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert_eq!(parts.headers["x-content-type-options"], "nosniff");
+        assert_eq!(parts.headers["referrer-policy"], "no-referrer");
+        for inline in [" style=", " onclick=", "<style", "<script>"] {
+            assert!(!body.contains(inline), "{inline} in {body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn files_are_sent_once() {
+    let first = &answers(&[("/assets/page.js", &[]), ("/assets/page.css", &[]), ("/assets/icon.svg", &[])]).await;
+    let kinds: Vec<_> = first.iter().map(|(parts, _)| parts.headers["content-type"].to_str().unwrap()).collect();
+    assert_eq!(kinds, ["text/javascript; charset=utf-8", "text/css; charset=utf-8", "image/svg+xml"]);
+    let tag = first[0].0.headers["etag"].to_str().unwrap();
+    let known = [("if-none-match", tag)];
+    let list = format!("\"other\", W/{tag}");
+    let known_in_list = [("if-none-match", list.as_str())];
+    let again = answers(&[
+        ("/assets/page.js", &known),
+        ("/assets/page.js", &known_in_list),
+        ("/assets/page.css", &known),
+        ("/assets/%2e%2e%2fpage.html", &[]),
+    ])
+    .await;
+    let statuses: Vec<_> = again.iter().map(|(parts, body)| (parts.status.as_u16(), body.is_empty())).collect();
+    assert_eq!(statuses, [(304, true), (304, true), (200, false), (404, false)]);
+}
+
+#[tokio::test]
+async fn the_first_message_has_every_part() {
+    let (parts, body) = answers(&[("/live", &[])]).await.remove(0);
+    assert_eq!(parts.headers["content-type"], "text/event-stream");
+    let message: serde_json::Value = serde_json::from_str(body.trim().strip_prefix("data: ").unwrap()).unwrap();
+    let page = &answers(&[("/", &[])]).await.remove(0).1;
+    let parts = message["parts"].as_object().unwrap();
+    assert_eq!(parts.len(), 7);
+    for (id, html) in parts {
+        assert!(page.contains(&format!(" id=\"{id}\"")), "{id}");
+        assert!(page.contains(html.as_str().unwrap()), "{id} differs from the whole page");
+    }
+    assert!(page.contains(&format!("data-version={}", message["version"])), "another version");
 }
 
 proptest! {
