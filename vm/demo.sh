@@ -13,18 +13,17 @@ matrix() {
     echo "\$ matrix $*"
     "$binary" "$@"
 }
-# answers PATH COUNT: how often it answered, and who did
+# answers PATH COUNT: how many of so many requests are answered, and by how many instances
 answers() {
-    local good=0 body who=""
+    local good=0 answer who=""
     for _ in $(seq "$2"); do
-        if body=$(curl -sf -m 5 -D - "$varnish$1"); then
+        # nginx-site names its container in a header, hello in its page
+        if answer=$(curl -sf -m 5 -i "$varnish$1"); then
             good=$((good + 1))
-            who+="$(printf '%s' "$body" | tr -d '\r' | sed -n 's/^x-instance: //Ip' | head -1)"$'\n'
+            who+=$(printf '%s' "$answer" | tr -d '\r' | sed -nE 's/^X-Instance: (.*)/\1/Ip; s|.*instance <b>(.*)</b>.*|\1|p')$'\n'
         fi
     done
-    printf '%s: %d of %d requests answered, by' "$1" $good "$2"
-    printf '%s' "$who" | sort | uniq -c | while read -r count name; do printf ' %s (%d)' "$name" "$count"; done
-    echo
+    echo "$varnish$1: $good of $2 requests answered, by $(printf '%s' "$who" | sort -u | wc -l) instance(s)"
     [ $good = "$2" ]
 }
 
@@ -51,7 +50,7 @@ step "Through the gateway"
 answers /simplewebapp1/ 10
 answers /nginx-site/ 10
 
-victim=$("$binary" status --json | grep -o '"node": *"node[0-9]*"' | grep -o 'node[0-9]*' | sort | uniq -c | sort -rn | awk 'NR == 1 { print $2 }')
+victim=$("$binary" status --json | sed -nE 's/^ *"node": "([^"]*)",?$/\1/p' | sort | uniq -c | sort -rn | awk 'NR == 1 { print $2 }')
 step "The power cord of $victim is pulled"
 matrix lab poweroff "$victim"
 answers /simplewebapp1/ 20

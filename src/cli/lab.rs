@@ -17,8 +17,8 @@ pub struct Args {
     /// The lab's name; labs of different names live side by side
     #[arg(long, global = true, value_name = "LAB", default_value = "lab", env = "MATRIX_LAB")]
     name: LabName,
-    /// Where labs keep their state and root file systems [default: /var/lib and /var/cache/matrix-lab]
-    #[arg(long = "dir", global = true, value_name = "DIR", env = "MATRIX_LAB_DIR", hide = true)]
+    /// Where labs keep their state: a real file system, no overlay [default: /var/lib/matrix-lab]
+    #[arg(long = "dir", global = true, value_name = "DIR", env = "MATRIX_LAB_DIR")]
     directory: Option<String>,
     #[command(subcommand)]
     action: Action,

@@ -27,7 +27,9 @@
 //!   (`varnishadm -n` it), `registry/`, `matrix/` (the manager's state), `log/SERVICE.log`, `nodes/NODE/` (`console.log`,
 //!   `upper/` = what the node changed in its root, logs in `upper/var/log`, `docker/` = its /var/lib/docker)
 //! - network namespaces `matrix.NAME.gateway`, `.switch`, `.client`, `.node-NODE`; control groups `matrix-lab/NAME/…`
-//! - root file systems by recipe in `/var/cache/matrix-lab`. `MATRIX_LAB_DIR=DIR` puts state and cache below DIR.
+//! - root file systems by recipe in `/var/cache/matrix-lab`
+//!
+//! `MATRIX_LAB_DIR=DIR` puts a lab's state below DIR instead: a tmpfs makes pulls and `down` fast where the disk is slow.
 
 mod cgroup;
 mod error;
@@ -203,6 +205,13 @@ impl Lab {
         cgroup::kill(&self.name, &groups)?;
         net::remove(&self.name)?;
         cgroup::remove(&groups)?;
+        // Some disks take milliseconds a file: the nodes' images go side by side.
+        thread::scope(|scope| {
+            for node in self.nodes() {
+                let dir = self.places.node(&node);
+                scope.spawn(|| fs::remove_dir_all(dir));
+            }
+        });
         for directory in [&self.places.state, &self.places.run] {
             match fs::remove_dir_all(directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

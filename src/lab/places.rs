@@ -23,10 +23,10 @@ pub struct Places {
 pub const RUN: &str = "/run/matrix-lab";
 
 impl Places {
-    /// The places of a lab, under `directory` (MATRIX_LAB_DIR) where one is given.
+    /// The places of a lab, its state under `directory` (MATRIX_LAB_DIR) where one is given.
     pub fn new(name: &LabName, directory: Option<&str>) -> Result<Self, LabError> {
-        let (base, cache) = match directory {
-            None => (PathBuf::from("/var/lib/matrix-lab"), PathBuf::from("/var/cache/matrix-lab")),
+        let base = match directory {
+            None => PathBuf::from("/var/lib/matrix-lab"),
             Some(text) => {
                 // Goes into mount options and configuration files unquoted.
                 let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
@@ -37,11 +37,11 @@ impl Places {
                         rule: "is an absolute path of letters, digits, '.', '_' and '-'",
                     });
                 }
-                (Path::new(text).join("labs"), Path::new(text).join("cache"))
+                PathBuf::from(text)
             }
         };
         let state = base.join(name.as_str());
-        Ok(Self { base, cache, state, run: Path::new(RUN).join(name.as_str()) })
+        Ok(Self { base, cache: "/var/cache/matrix-lab".into(), state, run: Path::new(RUN).join(name.as_str()) })
     }
     /// A node's files.
     pub fn node(&self, node: &NodeName) -> PathBuf {
@@ -93,8 +93,8 @@ mod tests {
     fn a_directory_of_ones_own() {
         let name: LabName = "t1".parse().expect("a name");
         let places = Places::new(&name, Some("/mnt/x")).expect("places");
-        assert_eq!(places.state, Path::new("/mnt/x/labs/t1"));
-        assert_eq!(places.cache, Path::new("/mnt/x/cache"));
+        assert_eq!(places.state, Path::new("/mnt/x/t1"));
+        assert_eq!(places.cache, Path::new("/var/cache/matrix-lab"));
         assert_eq!(places.socket(), Path::new("/run/matrix-lab/t1/matrix.sock"));
         for bad in ["relative", "/a b", "/a,b", "/a/../b", "/a\"b"] {
             assert!(Places::new(&name, Some(bad)).is_err(), "{bad}");

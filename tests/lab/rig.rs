@@ -147,11 +147,10 @@ impl Lab {
     pub fn run_dir(&self) -> PathBuf {
         PathBuf::from("/run/matrix-lab").join(&self.name)
     }
-    /// /var/lib/matrix-lab/NAME
+    /// Its state: below MATRIX_LAB_DIR, or /var/lib/matrix-lab
     pub fn state_dir(&self) -> PathBuf {
-        let base = std::env::var_os("MATRIX_LAB_DIR")
-            .map_or_else(|| PathBuf::from("/var/lib/matrix-lab"), |dir| PathBuf::from(dir).join("labs"));
-        base.join(&self.name)
+        let base = std::env::var_os("MATRIX_LAB_DIR").unwrap_or_else(|| "/var/lib/matrix-lab".into());
+        PathBuf::from(base).join(&self.name)
     }
     /// A service's log: dnsmasq, registry, varnish, matrix.
     pub fn log(&self, service: &str) -> String {
