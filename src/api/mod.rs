@@ -26,12 +26,12 @@ pub use stream::changes;
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{DefaultBodyLimit, State},
     response::IntoResponse,
     routing::{get, post},
 };
 
-use crate::manager::Manager;
+use crate::{manager::Manager, plan};
 
 /// Every route, over this manager.
 pub fn router(manager: Manager) -> Router {
@@ -39,8 +39,8 @@ pub fn router(manager: Manager) -> Router {
     let vcl = vcl::router(manager.gateway().cloned());
     Router::new()
         .route("/v1/status", get(async |State(manager): State<Manager>| Json(views::status(&manager))))
-        .route("/v1/deploy", post(deploy::deploy))
-        .route("/v1/plan/check", post(deploy::check))
+        .route("/v1/deploy", post(deploy::deploy).layer(DefaultBodyLimit::max(2 * plan::MAX_BYTES)))
+        .route("/v1/plan/check", post(deploy::check).layer(DefaultBodyLimit::max(2 * plan::MAX_BYTES)))
         .route("/v1/registry", get(registry))
         .route("/v1/events", get(stream::events))
         .with_state(manager)

@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-use super::{Client, Failure, Global, Printer, block_on};
+use super::{Client, Exit, Failure, Global, Printer, block_on};
 
 /// Options of `matrix deploy`.
 #[derive(Debug, clap::Args)]
@@ -50,6 +50,10 @@ pub(super) fn run(args: Args, global: &Global, out: &Printer) -> Result<(), Fail
         }
         Err(Failure::failed("the manager stopped before the release was out")
             .hint("it goes on when the manager is back: `matrix status`"))
+    })
+    .map_err(|failure| match failure.exit {
+        Exit::Interrupted => failure.hint("a release that was accepted goes on: `matrix status` shows how far it is"),
+        _ => failure,
     })
 }
 

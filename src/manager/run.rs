@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    inventory::{Admission, ContainerState, NodeState, Snapshot},
+    inventory::{Admission, ContainerState, Node, NodeState, Snapshot},
     model::{InstanceId, Timestamp},
     reconcile::{self, Action, Hold, World},
     release::Release,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 use super::{
-    config::Config,
+    config::{AdmissionPolicy, Config},
     events::{Events, Kind},
     execute::{self, Outcome},
     gateway::Gateway,
@@ -87,6 +87,9 @@ pub(super) struct Parts {
 
 /// The longest a loop waits when nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// How long a manager that just started waits for the first node to show up; five times that for all of them.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
 
 struct Loop {
     parts: Parts,
@@ -222,6 +225,17 @@ impl Loop {
             self.publish(Progress { settled: true, turn: self.turn, ..Progress::default() });
             return Instant::now() + HEARTBEAT;
         };
+        if let Some(coming) = self.looks_around(&snapshot) {
+            // Placing on the first node that answers would put everything there.
+            self.route();
+            self.publish(Progress {
+                release: release.number,
+                turn: self.turn,
+                frozen: Some(coming),
+                ..Progress::default()
+            });
+            return Instant::now() + Duration::from_millis(100);
+        }
         let frozen = self.unsure(&snapshot);
         let placed = schedule::place(schedule::Input {
             release: &release,
@@ -306,6 +320,26 @@ impl Loop {
                 || unseen.iter().any(|node| name.contains(node.as_str()))
                 || snapshot.nodes.is_empty()
         });
+    }
+
+    /// Just started: which nodes are expected and have not been looked at yet.
+    fn looks_around(&self, snapshot: &Snapshot) -> Option<String> {
+        let elapsed = self.started.elapsed();
+        let by_itself = matches!(self.parts.config.admission, AdmissionPolicy::FirstUse);
+        let expected = |node: &&Node| match node.admission {
+            Admission::Admitted { .. } => matches!(node.state, NodeState::Unknown),
+            Admission::Candidate { .. } => by_itself,
+            Admission::Refused { .. } => false,
+        };
+        let names: Vec<_> = snapshot.nodes.values().filter(expected).map(|node| node.name.as_str()).collect();
+        let why = || format!("the manager has just started and looks for {}", names.join(", "));
+        match names.is_empty() {
+            true if snapshot.nodes.is_empty() && elapsed < FIRST_LOOK => {
+                Some("the manager has just started".to_owned())
+            }
+            false if elapsed < FIRST_LOOK * 5 => Some(why()),
+            _ => None,
+        }
     }
 
     /// Why instances of lost nodes had better stay where they are.
