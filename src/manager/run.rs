@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     inventory::{Admission, ContainerState, Node, NodeState, Snapshot},
-    model::{InstanceId, Timestamp},
+    model::{InstanceId, NodeName, Timestamp},
     reconcile::{self, Action, Hold, World},
     release::Release,
+    remote::connections,
     routing::{RoutingTable, routes},
     schedule::{self, Unplaced},
 };
@@ -101,6 +102,7 @@ struct Loop {
     gateway_error: Option<(String, RoutingTable)>,
     holds: BTreeMap<String, Hold>,
     running: BTreeMap<String, (Action, CancellationToken)>,
+    lost: BTreeSet<NodeName>,
     started: Instant,
     turn: u64,
 }
@@ -124,6 +126,7 @@ pub(super) async fn run(
         gateway_error: None,
         holds: BTreeMap::new(),
         running: BTreeMap::new(),
+        lost: BTreeSet::new(),
         started: Instant::now(),
         turn: 0,
     };
@@ -219,6 +222,7 @@ impl Loop {
         let now = Timestamp::now();
         let before = (self.known.assignments.clone(), self.known.verified.clone(), self.known.table.clone());
         self.forget_gone(&snapshot);
+        self.cut_lost(&snapshot);
         let Some(release) = self.known.release.clone() else {
             // Also a cloud without a release says that nothing is there.
             self.route();
@@ -340,6 +344,24 @@ impl Loop {
             false if elapsed < FIRST_LOOK * 5 => Some(why()),
             _ => None,
         }
+    }
+
+    /// Requests the gateway has sent to a node that is lost are tried elsewhere now, not after their timeout.
+    fn cut_lost(&mut self, snapshot: &Snapshot) {
+        let lost = snapshot.nodes.values().filter(|node| matches!(node.state, NodeState::Lost { .. }));
+        let lost: BTreeMap<_, _> = lost.map(|node| (node.name.clone(), node.address)).collect();
+        for (node, address) in &lost {
+            if self.parts.gateway.is_none() || self.lost.contains(node) {
+                continue;
+            }
+            let (node, address, ssh) = (node.clone(), *address, self.parts.config.ssh.port);
+            tokio::spawn(async move {
+                if let Err(error) = connections::cut(address, ssh).await {
+                    tracing::warn!(%node, %error, "connections to a lost node stay until they time out");
+                }
+            });
+        }
+        self.lost = lost.into_keys().collect();
     }
 
     /// Why instances of lost nodes had better stay where they are.

@@ -2,6 +2,7 @@
 //!
 //! Decides nothing: what to do, in which order and why comes from elsewhere.
 
+pub mod connections;
 pub mod docker;
 pub mod leases;
 pub mod probe;

@@ -1,0 +1,39 @@
+//! This machine's TCP connections to another one: ended when that one is lost.
+//!
+//! A machine that lost its power refuses nothing: what was sent to it waits for an answer until a timeout of a minute,
+//! and a gateway tries the request elsewhere only then. Never touches ssh's connections: those are a session's own matter.
+
+use std::{io, net::IpAddr, process::Stdio};
+
+use tokio::process::Command;
+
+/// Ends every connection of this network namespace to `address`, but for those to `ssh`'s port. Needs root, and a
+/// kernel with `CONFIG_INET_DIAG_DESTROY`; without it nothing happens.
+///
+/// # Errors
+/// `ss` cannot be run, or said what went wrong.
+pub async fn cut(address: IpAddr, ssh: u16) -> io::Result<()> {
+    let output = Command::new("ss")
+        .args(["--no-header", "--kill", "--tcp", "dst", &address.to_string(), "and", "dport", "!=", &ssh.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .output()
+        .await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_machine_with_no_connection_is_cut_off_without_a_word() {
+        // An address for documentation: nobody has a connection to it.
+        assert!(cut(IpAddr::from([192, 0, 2, 1]), 22).await.is_ok());
+    }
+}
