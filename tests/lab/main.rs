@@ -1,7 +1,10 @@
 //! End to end on a lab: real dnsmasq, sshd, dockerd, registry, Varnish, manager. Root; one at a time
 //! (`cargo test --test lab -- --test-threads=1`).
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, dead_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::format_push_string, missing_docs, dead_code)]
 
+mod cloud;
 mod lab;
+mod load;
 mod nodes;
+mod original_plan;
 mod rig;
