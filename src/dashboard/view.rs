@@ -260,6 +260,8 @@ fn overall(status: &StatusView) -> State {
         state("move", "Under way")
     } else if status.release.is_none() {
         state("idle", "No release yet")
+    } else if status.applications.values().all(|app| app.wanted == 0) {
+        state("idle", "Nothing is to serve")
     } else {
         state("good", "All serving")
     }
@@ -389,7 +391,8 @@ fn routes(shown: &Shown) -> Vec<RouteRow> {
     all.sort_by_key(|(route, name, _)| (*route, *name));
     let row = |(route, name, app): (&str, &AppName, &ApplicationView)| {
         let (class, served) = match app.serving {
-            0 => ("bad", "nobody: it answers 503".to_owned()),
+            0 if app.wanted == 0 => ("idle", "nobody, as planned (503)".to_owned()),
+            0 => ("bad", "nobody (503)".to_owned()),
             1 => (serving(app).0, "1 instance".to_owned()),
             some => (serving(app).0, format!("{some} instances")),
         };

@@ -50,6 +50,7 @@ async fn the_page_says_when_the_manager_is_away_and_goes_on_when_it_is_back() {
     manager.kill();
     browser.until("#away", "The manager does not answer. What is shown is from ", SOON).await;
     assert!(browser.text("#applications").await.contains("shop"), "what was known stays shown");
+    assert!(browser.title().await.starts_with('?'));
     browser.photograph("away").await;
 
     manager.start_again();

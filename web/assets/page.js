@@ -4,6 +4,7 @@
   // The manager says something at least every 5 s.
   const SILENCE = 12000;
   const RETRY = 1000;
+  const HIDDEN = 60000;
   const away = document.getElementById("away");
   const root = document.documentElement;
   let shown = Date.parse(root.dataset.at); // the manager's time of what is shown
@@ -11,6 +12,7 @@
   let heard = Date.now();
   let source = null;
   let timer = 0;
+  let title = document.title;
 
   const two = (n) => String(n).padStart(2, "0");
   const clock = (d) => [d.getHours(), d.getMinutes(), d.getSeconds()].map(two).join(":");
@@ -56,7 +58,8 @@
     ahead = shown - heard;
     away.hidden = true;
     root.classList.remove("stale");
-    if (told.title) document.title = told.title;
+    title = told.title;
+    if (document.title !== title) document.title = title;
     for (const [id, html] of Object.entries(told.parts)) {
       const part = document.getElementById(id);
       if (part) replace(part, html);
@@ -64,20 +67,25 @@
     times();
   }
 
-  function lost() {
+  function close() {
+    clearTimeout(timer);
     source?.close();
     source = null;
+  }
+
+  function lost() {
+    close();
     if (away.hidden) {
       away.textContent = `The manager does not answer. What is shown is from ${moment(new Date(shown - ahead))}. Applications may well go on.`;
       away.hidden = false;
       root.classList.add("stale");
+      document.title = `? ${title.slice(2)}`;
     }
-    clearTimeout(timer);
     timer = setTimeout(connect, RETRY);
   }
 
   function connect() {
-    source?.close();
+    close();
     heard = Date.now();
     source = new EventSource("live");
     source.onmessage = take;
@@ -88,7 +96,17 @@
     times();
     if (source && Date.now() - heard > SILENCE) lost();
   }, 1000);
-  addEventListener("pagehide", () => { clearTimeout(timer); source?.close(); source = null; });
+  // A browser keeps six connections to one place: a tab nobody looks at gives its own back.
+  let hidden = 0;
+  document.addEventListener("visibilitychange", () => {
+    clearTimeout(hidden);
+    if (!document.hidden) return source || connect();
+    hidden = setTimeout(() => {
+      close();
+      document.title = title.slice(2);
+    }, HIDDEN);
+  });
+  addEventListener("pagehide", close);
   addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
   times();
   connect();
