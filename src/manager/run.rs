@@ -250,9 +250,6 @@ impl Loop {
         });
         self.known.assignments = placed.assignments;
         let verified: BTreeMap<_, _> = self.known.verified.iter().map(|(n, a)| (n.clone(), a.status)).collect();
-        if self.parts.gateway.is_none() {
-            self.applied = Some(self.known.table.clone());
-        }
         let decision = reconcile::diff(World {
             cloud: &self.parts.config.cloud,
             release: &release,
@@ -391,8 +388,14 @@ impl Loop {
     }
 
     fn route(&mut self) {
-        let Some(gateway) = &self.parts.gateway else { return };
         let table = &self.known.table;
+        let Some(gateway) = &self.parts.gateway else {
+            // Nobody to tell: it holds at once, and what waits for it goes on now, not at the next heartbeat.
+            if self.applied.as_ref() != Some(table) {
+                _ = self.sender.send(Message::Applied { table: Box::new(table.clone()), result: Ok(()) });
+            }
+            return;
+        };
         let refused =
             self.gateway_error.as_ref().is_some_and(|(_, refused)| refused == table) && gateway.state().borrow().up;
         if self.applying || self.applied.as_ref() == Some(table) || refused {

@@ -4,7 +4,7 @@
 
 mod rig;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rig::{Browser, Manager, plan};
 
@@ -19,7 +19,10 @@ async fn the_page_moves_by_itself_and_never_by_reading_it_again() {
     browser.until("#nodes", "matrix nodes admit node1", SOON).await;
     browser.run("window.mark = 1").await;
 
+    let begun = Instant::now();
     manager.deploy(&plan("shop", 0), "the first").ok();
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(4), "where nothing is routed a deploy waits for the heartbeat: {took:?}");
     browser.until("#top", "1\nby ", SOON).await;
     browser.until("#top", "the first", SOON).await;
     browser.until("#applications", "none wanted", SOON).await;
