@@ -126,6 +126,42 @@ pub fn differences(old: &Spec, new: &Spec) -> BTreeSet<&'static str> {
     .collect()
 }
 
+/// What differs between two releases, application by application, for people: `~ shop (image, environment changed)`.
+pub fn compare(old: &Release, new: &Release) -> Vec<String> {
+    let names: BTreeSet<&AppName> = old.plan.apps.keys().chain(new.plan.apps.keys()).collect();
+    names
+        .into_iter()
+        .filter_map(|name| match (old.plan.apps.get(name), new.plan.apps.get(name)) {
+            (None, _) => Some(format!("+ {name}")),
+            (_, None) => Some(format!("- {name}")),
+            (Some(before), Some(after)) => {
+                let mut keys = match (old.spec(name), new.spec(name)) {
+                    (Some(old), Some(new)) => differences(&old, &new),
+                    _ => BTreeSet::new(),
+                };
+                keys.extend(app_differences(before, after));
+                let keys: Vec<_> = keys.into_iter().collect();
+                (!keys.is_empty()).then(|| format!("~ {name} ({} changed)", keys.join(", ")))
+            }
+        })
+        .collect()
+}
+
+/// What differs of all that no container is made from, in the plan's words.
+fn app_differences(old: &App, new: &App) -> impl Iterator<Item = &'static str> + use<> {
+    [
+        ("nodes or replicas", old.placement != new.placement),
+        ("routes", old.routes != new.routes),
+        ("strip_path", old.strip_path != new.strip_path),
+        ("health", old.health != new.health),
+        ("cache", old.cache_seconds != new.cache_seconds),
+        ("idempotent", old.idempotent != new.idempotent),
+        ("drain_timeout", old.drain_timeout_seconds != new.drain_timeout_seconds),
+    ]
+    .into_iter()
+    .filter_map(|(name, differs)| differs.then_some(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

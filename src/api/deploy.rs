@@ -1,4 +1,5 @@
-//! `POST /v1/deploy`: a plan's text in, NDJSON out: what changes, what happens, how it ended.
+//! `POST /v1/deploy` and `/v1/rollback`: a plan's text, or a release's number, in; NDJSON out: what changes, what happens,
+//! how it ended.
 //!
 //! Who hangs up stops watching, not the release.
 
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc};
 
 use crate::{
-    manager::{Manager, Progress, Submission, SubmitError, Submitted, events::Event},
+    manager::{Manager, Progress, Rollback, Submission, SubmitError, Submitted, events::Event},
     model::Timestamp,
     plan::{self, Diagnostic},
 };
@@ -53,7 +54,9 @@ pub struct DeployEnd {
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let status = match &error {
-            SubmitError::Plan(_) | SubmitError::Images(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            SubmitError::Plan(_) | SubmitError::Images(_) | SubmitError::NoRelease(_) => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             SubmitError::Busy { .. } => StatusCode::CONFLICT,
             SubmitError::Registry(_) => StatusCode::BAD_GATEWAY,
             SubmitError::State(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -71,24 +74,49 @@ pub(super) async fn deploy(
     State(manager): State<Manager>,
     Json(submission): Json<Submission>,
 ) -> Result<Response, ApiError> {
-    let begun = Timestamp::now();
-    let events = manager.events().subscribe();
-    let dry_run = submission.dry_run;
+    let begun = Begun::now(&manager, submission.dry_run);
     let submitted = manager.submit(submission).await?;
-    let (lines, receiver) = mpsc::channel(64);
-    tokio::spawn(async move {
-        // A send that fails means nobody watches any more.
-        if lines.send(DeployLine::Submitted(submitted.clone())).await.is_ok() && !dry_run {
-            follow(&manager, &submitted, begun, events, &lines).await;
-        }
-    });
-    let body = futures_util::stream::unfold(receiver, async |mut receiver| {
-        let line = receiver.recv().await?;
-        let mut text = serde_json::to_vec(&line).unwrap_or_default();
-        text.push(b'\n');
-        Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), receiver))
-    });
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+    Ok(begun.told(manager, submitted))
+}
+
+pub(super) async fn rollback(
+    State(manager): State<Manager>,
+    Json(rollback): Json<Rollback>,
+) -> Result<Response, ApiError> {
+    let begun = Begun::now(&manager, rollback.dry_run);
+    let submitted = manager.rollback(rollback).await?;
+    Ok(begun.told(manager, submitted))
+}
+
+/// What is noted before a submission, so that nothing that follows it is missed.
+struct Begun {
+    at: Timestamp,
+    events: broadcast::Receiver<Event>,
+    dry_run: bool,
+}
+
+impl Begun {
+    fn now(manager: &Manager, dry_run: bool) -> Self {
+        Self { at: Timestamp::now(), events: manager.events().subscribe(), dry_run }
+    }
+
+    /// The answer: lines until the release is out.
+    fn told(self, manager: Manager, submitted: Submitted) -> Response {
+        let (lines, receiver) = mpsc::channel(64);
+        tokio::spawn(async move {
+            // A send that fails means nobody watches any more.
+            if lines.send(DeployLine::Submitted(submitted.clone())).await.is_ok() && !self.dry_run {
+                follow(&manager, &submitted, self.at, self.events, &lines).await;
+            }
+        });
+        let body = futures_util::stream::unfold(receiver, async |mut receiver| {
+            let line = receiver.recv().await?;
+            let mut text = serde_json::to_vec(&line).unwrap_or_default();
+            text.push(b'\n');
+            Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), receiver))
+        });
+        ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response()
+    }
 }
 
 /// A plan to look at.

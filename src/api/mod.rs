@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `GET /v1/status` | [`views::StatusView`] |
 //! | `POST /v1/deploy` | a [`crate::manager::Submission`] in; NDJSON of [`DeployLine`] out |
+//! | `GET /v1/releases` | [`ReleasesView`] |
+//! | `POST /v1/rollback` | a [`crate::manager::Rollback`] in; NDJSON of [`DeployLine`] out |
 //! | `POST /v1/plan/check` | a plan's file name and text in; what the cloud and the registry do not know of it out |
 //! | `GET /v1/registry` | the private registry's name and address |
 //! | `GET /v1/vcl` | [`vcl::VclView`]: what the gateway runs |
@@ -14,6 +16,7 @@
 mod deploy;
 mod error;
 pub mod nodes;
+mod releases;
 mod server;
 mod stream;
 pub mod vcl;
@@ -21,6 +24,7 @@ pub mod views;
 
 pub use deploy::{DeployEnd, DeployLine, PlanText};
 pub use error::{ApiError, ErrorBody};
+pub use releases::ReleasesView;
 pub use server::{ServeError, serve};
 pub use stream::changes;
 
@@ -40,6 +44,8 @@ pub fn router(manager: Manager) -> Router {
     Router::new()
         .route("/v1/status", get(async |State(manager): State<Manager>| Json(views::status(&manager))))
         .route("/v1/deploy", post(deploy::deploy).layer(DefaultBodyLimit::max(2 * plan::MAX_BYTES)))
+        .route("/v1/rollback", post(deploy::rollback))
+        .route("/v1/releases", get(releases::list))
         .route("/v1/plan/check", post(deploy::check).layer(DefaultBodyLimit::max(2 * plan::MAX_BYTES)))
         .route("/v1/registry", get(registry))
         .route("/v1/events", get(stream::events))

@@ -30,17 +30,28 @@ pub struct Args {
 
 pub(super) fn run(args: Args, global: &Global, out: &Printer) -> Result<(), Failure> {
     let submission = load(&args, out)?;
+    follow(global, "/v1/deploy", &submission, args.dry_run, out)
+}
+
+/// Submits, then shows what changes, what happens and how it ended.
+pub(super) fn follow(
+    global: &Global,
+    path: &str,
+    body: &impl serde::Serialize,
+    dry_run: bool,
+    out: &Printer,
+) -> Result<(), Failure> {
     let client = Client::new(global);
     block_on(async {
-        let mut lines = client.stream(Method::POST, "/v1/deploy", &submission).await?;
+        let mut lines = client.stream(Method::POST, path, body).await?;
         while let Some(line) = lines.next::<DeployLine>().await? {
             if out.is_json() {
                 out.json_line(&line);
             }
             match line {
                 DeployLine::Submitted(submitted) => {
-                    show(&submitted, args.dry_run, out);
-                    if args.dry_run {
+                    show(&submitted, dry_run, out);
+                    if dry_run {
                         return Ok(());
                     }
                 }
@@ -65,7 +76,7 @@ fn load(args: &Args, out: &Printer) -> Result<Submission, Failure> {
 }
 
 /// Who deploys: the user's name, as the system knows it.
-fn user() -> String {
+pub(super) fn user() -> String {
     let known = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
     known.map_or_else(|| nix::unistd::getuid().to_string(), |user| user.name)
 }

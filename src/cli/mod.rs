@@ -15,6 +15,7 @@ mod plan;
 mod printer;
 mod progress;
 mod registry;
+mod releases;
 mod serve;
 mod shell;
 mod status;
@@ -77,6 +78,12 @@ enum Command {
     Plan(plan::Args),
     /// Make the cloud run a plan
     Deploy(deploy::Args),
+    /// List the releases the cloud ran
+    Releases(releases::ListArgs),
+    /// Show what changed between two releases
+    Diff(releases::DiffArgs),
+    /// Go back to an earlier release, also when its plan is gone
+    Rollback(releases::RollbackArgs),
     /// Show applications, instances, where they run and whether they serve
     Status(status::Args),
     /// Print the gateway's VCL
@@ -116,6 +123,9 @@ fn run(cli: Cli, out: &Printer) -> Result<(), Failure> {
         Command::Nodes(args) => nodes::run(args, global, out),
         Command::Plan(args) => plan::run(args, global, out),
         Command::Deploy(args) => deploy::run(args, global, out),
+        Command::Releases(args) => releases::list(args, global, out),
+        Command::Diff(args) => releases::diff(args, global, out),
+        Command::Rollback(args) => releases::rollback(args, global, out),
         Command::Status(args) => status::run(args, global, out),
         Command::Vcl(args) => vcl::run(args, global, out),
         Command::Serve(args) => serve::run(args, global, out),

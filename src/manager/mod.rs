@@ -35,7 +35,7 @@ use run::Message;
 
 pub use execute::chain;
 pub use run::{Overview, Progress};
-pub use submit::{Submission, SubmitError, Submitted};
+pub use submit::{Rollback, Submission, SubmitError, Submitted};
 
 /// Why the manager does not start.
 #[derive(Debug, thiserror::Error)]

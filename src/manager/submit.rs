@@ -43,6 +43,28 @@ pub struct Submission {
     pub dry_run: bool,
 }
 
+/// A way back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// The release whose plan and images are wanted again; none: the one before the current.
+    pub to: Option<u64>,
+    /// Who wants it.
+    pub by: String,
+    /// What they say of it.
+    #[serde(default)]
+    pub message: Option<String>,
+    /// Whether only to say what would change.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// Who wants it, what they say, and whether they mean it.
+struct Meant {
+    by: String,
+    message: Option<String>,
+    dry_run: bool,
+}
+
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submitted {
@@ -68,6 +90,9 @@ pub enum SubmitError {
     /// Images are not in their registry.
     #[error("{}", .0.join("\n"))]
     Images(Vec<String>),
+    /// There is no such release.
+    #[error("there is no release {0}")]
+    NoRelease(u64),
     /// The registry does not answer.
     #[error("cannot look up images")]
     Registry(#[source] RegistryError),
@@ -94,6 +119,7 @@ impl SubmitError {
         match self {
             Self::Plan(_) | Self::State(_) => None,
             Self::Images(_) => Some("`matrix images` lists what is there; `matrix install-image NAME` puts one there"),
+            Self::NoRelease(_) => Some("`matrix releases` lists them"),
             Self::Registry(_) => Some("is the registry running, and does the configuration name its address?"),
             Self::Busy { .. } => Some("wait until it is done (`matrix status`), then deploy again"),
         }
@@ -108,26 +134,68 @@ impl Manager {
     pub async fn submit(&self, submission: Submission) -> Result<Submitted, SubmitError> {
         let checked = plan::read(&submission.file, &submission.text).map_err(SubmitError::Plan)?;
         let images = self.pin(&checked.plan).await?;
+        let warnings = [checked.warnings.clone(), self.world_warnings(&checked, None)].concat();
+        let Submission { by, message, dry_run, .. } = submission;
+        self.propose(checked.plan, images, Meant { by, message, dry_run }, warnings).await
+    }
+
+    /// Makes what an earlier release wanted a new release; its images must still be there.
+    ///
+    /// # Errors
+    /// When it is not taken; nothing was changed then.
+    pub async fn rollback(&self, rollback: Rollback) -> Result<Submitted, SubmitError> {
+        let releases = self.0.journal.releases()?;
+        let current = self.0.overview.borrow().remembered.release.as_ref().map_or(0, |release| release.number);
+        let wanted = rollback.to.unwrap_or_else(|| current.saturating_sub(1));
+        let Some(release) = releases.into_iter().find(|release| release.number == wanted) else {
+            return Err(SubmitError::NoRelease(wanted));
+        };
+        self.still_there(&release).await?;
+        let message = rollback.message.or_else(|| Some(format!("rollback to release {wanted}")));
+        let Rollback { by, dry_run, .. } = rollback;
+        self.propose(release.plan, release.images, Meant { by, message, dry_run }, Vec::new()).await
+    }
+
+    /// That every image of a release can still be pulled.
+    async fn still_there(&self, release: &Release) -> Result<(), SubmitError> {
+        let mut gone = Vec::new();
+        for (name, image) in &release.images {
+            let Some(digest) = &image.digest else { continue };
+            let registry = image.registry.clone().unwrap_or_default();
+            match self
+                .registry_of(&registry)
+                .map_err(SubmitError::Registry)?
+                .find(&image.repository, digest.as_str())
+                .await
+            {
+                Ok(Some(_)) => {}
+                Ok(None) => gone.push(format!("image {image} of {name} is not in the registry any more")),
+                Err(error) => return Err(SubmitError::Registry(error)),
+            }
+        }
+        if gone.is_empty() { Ok(()) } else { Err(SubmitError::Images(gone)) }
+    }
+
+    /// Makes a plan with its images the release the cloud should run, where it is not that already.
+    async fn propose(
+        &self,
+        plan: Plan,
+        images: BTreeMap<AppName, ImageRef>,
+        meant: Meant,
+        warnings: Vec<Diagnostic>,
+    ) -> Result<Submitted, SubmitError> {
         let _one_at_a_time = self.0.submitting.lock().await;
         let overview = self.0.overview.borrow().clone();
         let current = overview.remembered.release.clone();
-        let unchanged = current.as_ref().is_some_and(|release| release.same_content(&checked.plan, &images));
+        let unchanged = current.as_ref().is_some_and(|release| release.same_content(&plan, &images));
         let number = current.as_ref().map_or(1, |release| release.number + u64::from(!unchanged));
         let release = match current {
             Some(current) if unchanged => current,
-            _ => Release {
-                number,
-                plan: checked.plan.clone(),
-                images,
-                created: Timestamp::now(),
-                by: submission.by,
-                message: submission.message,
-            },
+            _ => Release { number, plan, images, created: Timestamp::now(), by: meant.by, message: meant.message },
         };
         let changes = self.preview(&release, &overview);
-        let warnings = [checked.warnings.clone(), self.world_warnings(&checked, None)].concat();
         let failing = !overview.progress.failures.is_empty() || overview.progress.gateway.is_some();
-        let acts = !submission.dry_run && (!unchanged || failing);
+        let acts = !meant.dry_run && (!unchanged || failing);
         let turn = if acts { self.0.turns.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
         let submitted = Submitted { release: number, new: !unchanged, turn, changes, warnings };
         if !acts {
@@ -183,12 +251,14 @@ impl Manager {
         if let Some(digest) = full.digest.clone() {
             return Ok(full.pinned(&registry_name, digest));
         }
-        let digest = if registry_name == self.config().registry.name {
-            self.0.registry.resolve(&full.repository, full.tag_or_latest()).await?
-        } else {
-            Registry::new(&registry_name)?.resolve(&full.repository, full.tag_or_latest()).await?
-        };
+        let registry = self.registry_of(&registry_name)?;
+        let digest = registry.resolve(&full.repository, full.tag_or_latest()).await?;
         Ok(full.pinned(&registry_name, digest))
+    }
+
+    /// The registry of this name: the private one, where it is that.
+    fn registry_of(&self, name: &str) -> Result<Registry, RegistryError> {
+        if name == self.config().registry.name { Ok(self.0.registry.clone()) } else { Registry::new(name) }
     }
 
     /// What would change if this were the release.
