@@ -78,7 +78,18 @@ fn up_power_and_down() {
     // off: silence, not a refusal; then on again, the same machine
     let key = of("node25", "/etc/ssh/ssh_host_ed25519_key.pub");
     let before = lab.node("node25")["address"].clone();
+    let mut session =
+        lab.command_on("node25", &["sleep", "60"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let connections = || {
+        let peer = before.as_str().unwrap();
+        lab.gateway(&["ss", "-Htn", "state", "established", "dst", peer, "dport", "=", ":22"]).ok()
+    };
+    eventually("a session to the node", 5, || !connections().is_empty());
     lab.lab(&["poweroff", "node25"]).ok();
+    thread::sleep(Duration::from_millis(300));
+    assert_ne!(connections(), "", "a machine without power says no goodbye");
+    session.kill().unwrap();
+    session.wait().unwrap();
     assert_eq!(
         (lab.node("node25")["power"].as_str(), lab.node("node25")["link"].as_str()),
         (Some("off"), Some("none"))
