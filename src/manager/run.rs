@@ -30,7 +30,7 @@ use super::{
     events::{Events, Kind},
     execute::{self, Outcome},
     gateway::Gateway,
-    journal::{Answered, Journal, Remembered},
+    journal::{Journal, Remembered},
     nodes::Nodes,
 };
 
@@ -96,6 +96,8 @@ struct Loop {
     parts: Parts,
     sender: mpsc::UnboundedSender<Message>,
     known: Remembered,
+    /// What of it is written down.
+    written: Remembered,
     /// The table the gateway has; none: not known.
     applied: Option<RoutingTable>,
     applying: bool,
@@ -120,6 +122,7 @@ pub(super) async fn run(
     let mut this = Loop {
         parts,
         sender,
+        written: known.clone(),
         known,
         applied: None,
         applying: false,
@@ -220,8 +223,6 @@ impl Loop {
     fn evaluate(&mut self) -> Instant {
         let snapshot = self.parts.nodes.snapshot();
         let now = Timestamp::now();
-        let before = (self.known.assignments.clone(), self.known.verified.clone(), self.known.table.clone());
-        self.forget_gone(&snapshot);
         self.cut_lost(&snapshot);
         let Some(release) = self.known.release.clone() else {
             // Also a cloud without a release says that nothing is there.
@@ -240,6 +241,8 @@ impl Loop {
             });
             return Instant::now() + Duration::from_millis(100);
         }
+        // Not before all have been looked at: what is not seen yet is not gone.
+        self.forget_gone(&snapshot);
         let frozen = self.unsure(&snapshot);
         let placed = schedule::place(schedule::Input {
             release: &release,
@@ -270,7 +273,7 @@ impl Loop {
             leaving: &decision.leaving,
             last: &self.known.table,
         });
-        self.remember(&before);
+        self.remember();
         self.route();
         let wanted: BTreeSet<String> = self
             .known
@@ -375,13 +378,17 @@ impl Loop {
         (lost > 1 && lost * 2 > all).then(|| format!("{lost} of {all} nodes do not answer at once"))
     }
 
-    fn remember(&self, before: &(schedule::Assignments, BTreeMap<String, Answered>, RoutingTable)) {
-        let known = &self.known;
+    /// Writes down what is new, also what messages have brought: a manager that is killed goes on from there.
+    fn remember(&mut self) {
+        let (known, last) = (&self.known, &self.written);
         let written = self.parts.journal.world(
-            (known.assignments != before.0).then_some(&known.assignments),
-            (known.verified != before.1).then_some(&known.verified),
-            (known.table != before.2).then_some(&known.table),
+            (known.assignments != last.assignments).then_some(&known.assignments),
+            (known.verified != last.verified).then_some(&known.verified),
+            (known.table != last.table).then_some(&known.table),
         );
+        if *known != *last {
+            self.written = known.clone();
+        }
         if let Err(error) = written {
             self.parts.events.tell(Kind::Failed, "manager", None, format!("cannot keep the state: {error}"));
         }
