@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     inventory::{Admission, ContainerState, Node, NodeState, Snapshot},
-    model::{InstanceId, NodeName, Timestamp},
+    model::{AppName, InstanceId, NodeName, Timestamp},
+    plan::App,
     reconcile::{self, Action, Hold, World},
     release::Release,
     remote::connections,
@@ -165,6 +166,7 @@ impl Loop {
     fn take(&mut self, message: Message) {
         match message {
             Message::Release { release, turn } => {
+                self.ask_again(&release);
                 self.known.previous = self.known.release.replace(*release);
                 self.try_at_once(turn);
             }
@@ -344,6 +346,18 @@ impl Loop {
             false if elapsed < FIRST_LOOK * 5 => Some(why()),
             _ => None,
         }
+    }
+
+    /// Instances that stay, of applications whose health check changed, have to answer the new one before the gateway
+    /// asks it: a wrong one must not take what serves out of the turn.
+    fn ask_again(&mut self, next: &Release) {
+        let Some(now) = &self.known.release else { return };
+        let changed = |(name, app): (&AppName, &App)| {
+            let before = now.plan.apps.get(name)?;
+            (before.health.check != app.health.check && now.spec(name) == next.spec(name)).then(|| format!("{name}."))
+        };
+        let changed: Vec<_> = next.plan.apps.iter().filter_map(changed).collect();
+        self.known.verified.retain(|name, _| !changed.iter().any(|app| name.starts_with(app)));
     }
 
     /// Requests the gateway has sent to a node that is lost are tried elsewhere now, not after their timeout.

@@ -50,6 +50,8 @@ pub fn table(input: Input<'_>) -> RoutingTable {
             continue;
         }
         let last = input.last.apps.get(name).map(|app| &app.backends);
+        let current = input.release.spec(name).map(|spec| spec.hash());
+        let current = current.as_ref();
         let mut backends = BTreeMap::new();
         for (node, container, ours) in here.get(name).into_iter().flatten() {
             if input.leaving.contains(&container.name) {
@@ -57,14 +59,20 @@ pub fn table(input: Input<'_>) -> RoutingTable {
             }
             let before = last.and_then(|last| last.get(&container.name));
             let status = input.verified.get(&container.name);
-            let keeps = before.is_some() && !node.is_ready();
-            let serves = container.state == ContainerState::Running && status.is_some() && node.is_ready();
+            // Unknown, or to be asked anew since its health check changed.
+            let running = container.state == ContainerState::Running;
+            let keeps = before.is_some() && (!node.is_ready() || running && status.is_none());
+            let serves = running && status.is_some() && node.is_ready();
             if !keeps && !serves {
                 continue;
             }
             let Some(port) = container.published.get(&app.port).copied().or(before.map(|b| b.port)) else { continue };
-            let status = status.copied().flatten();
-            backends.insert(container.name.clone(), backend(app, &ours.instance, node.address, port, status, before));
+            let mut backend = backend(app, &ours.instance, node.address, port, status.copied().flatten(), before);
+            // A check it was never seen to pass (a new plan's, while an old container serves on) may be a wrong one.
+            if let Some(before) = before.filter(|_| status.is_none() || current != Some(&ours.spec)) {
+                backend.probe.clone_from(&before.probe);
+            }
+            backends.insert(container.name.clone(), backend);
         }
         // Containers of nodes that have not been looked at since the manager started.
         for (key, before) in last.into_iter().flatten() {
