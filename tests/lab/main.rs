@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::format_push_string, missing_docs, dead_code)]
 
 mod cloud;
+mod deploys;
+mod failures;
+mod hostile;
 mod lab;
 mod load;
 mod nodes;
