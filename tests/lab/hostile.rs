@@ -123,8 +123,9 @@ fn what_leases_and_containers_call_themselves_is_shown_and_never_obeyed() {
     {
         text += &format!("1999999999 52:54:00:00:01:{number:02x} 10.10.10.{} {name} *\n", 60 + number);
     }
+    text += "1999999999 52:54:00:00:02:01 10.10.10.99 fresh *\n";
     fs::write(&leases, &text).unwrap();
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    eventually("the file was read to its end", 10, || nodes().contains(&"fresh".to_owned()));
     let names = nodes();
     assert!(
         names.iter().all(|n| n.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')),

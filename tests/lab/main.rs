@@ -5,6 +5,7 @@
 mod cloud;
 mod deploys;
 mod failures;
+mod foreign_tools;
 mod hostile;
 mod lab;
 mod load;
