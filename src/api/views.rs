@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    inventory::{Admission, Container, ContainerSpec, ContainerState, NodeState, Snapshot},
+    inventory::{Container, ContainerSpec, ContainerState, Snapshot},
     manager::{Manager, Overview},
     model::{AppName, CloudId, InstanceId, NodeName, Port, Timestamp},
     schedule::Assignment,
@@ -120,18 +120,6 @@ pub struct NodeBrief {
     pub trouble: Option<String>,
 }
 
-/// A node's state in a word.
-pub fn node_state(node: &crate::inventory::Node) -> &'static str {
-    match (&node.admission, node.state) {
-        (Admission::Candidate { .. }, _) => "candidate",
-        (Admission::Refused { .. }, _) => "refused",
-        (Admission::Admitted { .. }, NodeState::Unknown) => "unknown",
-        (Admission::Admitted { .. }, NodeState::Ready) => "ready",
-        (Admission::Admitted { .. }, NodeState::Suspect { .. }) => "suspect",
-        (Admission::Admitted { .. }, NodeState::Lost { .. }) => "lost",
-    }
-}
-
 /// The whole cloud as this manager knows it.
 pub fn status(manager: &Manager) -> StatusView {
     let overview = manager.overview().borrow().clone();
@@ -154,7 +142,7 @@ pub fn status(manager: &Manager) -> StatusView {
             let instances = node.containers.iter().filter(ours).count();
             let brief = NodeBrief {
                 address: node.address,
-                state: node_state(node).to_owned(),
+                state: node.state_word().to_owned(),
                 instances,
                 foreign: node.containers.len() - instances,
                 trouble: node.trouble.clone(),
@@ -227,6 +215,7 @@ fn applications(overview: &Overview, snapshot: &Snapshot, cloud: &CloudId) -> BT
             image: Some(container.image.clone()),
             created: container.created,
             release: Some(ours.release),
+            why: (!node.is_ready()).then(|| format!("{} does not answer; when it does, this goes", node.name)),
             ..bare(&ours.instance, state)
         });
     }

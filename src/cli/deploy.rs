@@ -10,6 +10,7 @@ use crate::{
         Submission, Submitted,
         events::{Event, Kind},
     },
+    model::InstanceId,
 };
 
 use super::{Client, Exit, Failure, Global, Printer, block_on};
@@ -98,12 +99,12 @@ fn show(submitted: &Submitted, dry_run: bool, out: &Printer) {
 }
 
 fn progress(event: &Event, out: &Printer) {
-    let place = event.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
-    match event.kind {
-        // Why is said in the end, once.
-        Kind::Failed => out.line(format!("  {}{place}: failed", event.subject)),
-        Kind::Begin | Kind::Done | Kind::Note => out.line(format!("  {}{place}: {}", event.subject, event.text)),
-    }
+    let place = event.node.as_ref().filter(|node| node.as_str() != event.subject);
+    let place = place.map(|node| format!(" on {node}")).unwrap_or_default();
+    // Why an instance failed is said in the end, once.
+    let brief = event.kind == Kind::Failed && event.subject.parse::<InstanceId>().is_ok();
+    let text = if brief { "failed" } else { &event.text };
+    out.line(format!("  {}{place}: {text}", event.subject));
 }
 
 fn report(end: &DeployEnd, out: &Printer) -> Result<(), Failure> {

@@ -2,7 +2,7 @@
 
 use crate::{
     api::views::{InstanceState, InstanceView, StatusView},
-    model::Timestamp,
+    model::{ImageRef, Timestamp},
 };
 
 use super::{Client, Failure, Global, Printer, block_on};
@@ -98,7 +98,7 @@ fn row(instance: &InstanceView, routes: &[String]) -> Vec<String> {
         state(instance.state).to_owned(),
         instance.node.as_ref().map_or_else(dash, ToString::to_string),
         address,
-        instance.image.as_deref().map_or_else(dash, image),
+        instance.image.as_deref().map_or_else(dash, ImageRef::brief),
         age(instance.created),
         if routes.is_empty() { dash() } else { routes.join(" ") },
     ]
@@ -113,17 +113,6 @@ fn state(state: InstanceState) -> &'static str {
         InstanceState::Unreachable => "unreachable",
         InstanceState::Unplaced => "unplaced",
         InstanceState::Leaving => "leaving",
-    }
-}
-
-/// `cloud/shop@1a2b3c4d5e6f`: no registry, the digest cut.
-fn image(full: &str) -> String {
-    match full.parse::<crate::model::ImageRef>() {
-        Ok(image) => match &image.digest {
-            Some(digest) => format!("{}@{}", image.repository, digest.short()),
-            None => format!("{}:{}", image.repository, image.tag_or_latest()),
-        },
-        Err(_) => full.to_owned(),
     }
 }
 

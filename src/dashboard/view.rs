@@ -313,21 +313,10 @@ fn app_row(name: &AppName, app: &ApplicationView, shown: &Shown) -> AppRow {
         name: name.to_string(),
         class,
         serving,
-        image: image(&app.image),
+        image: ImageRef::brief(&app.image),
         image_full: app.image.clone(),
         routes: app.routes.iter().map(|route| link(route, shown.links.as_ref())).collect(),
         instances: app.instances.iter().map(instance_row).collect(),
-    }
-}
-
-/// `cloud/shop@1a2b3c4d5e6f`: no registry, the digest cut.
-fn image(full: &str) -> String {
-    match full.parse::<ImageRef>() {
-        Ok(image) => match &image.digest {
-            Some(digest) => format!("{}@{}", image.repository, digest.short()),
-            None => format!("{}:{}", image.repository, image.tag_or_latest()),
-        },
-        Err(_) => full.to_owned(),
     }
 }
 

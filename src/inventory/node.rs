@@ -145,6 +145,17 @@ pub struct Node {
 }
 
 impl Node {
+    /// How it is, in a word.
+    pub fn state_word(&self) -> &'static str {
+        match (&self.admission, self.state) {
+            (Admission::Candidate { .. }, _) => "candidate",
+            (Admission::Refused { .. }, _) => "refused",
+            (Admission::Admitted { .. }, NodeState::Unknown) => "unknown",
+            (Admission::Admitted { .. }, NodeState::Ready) => "ready",
+            (Admission::Admitted { .. }, NodeState::Suspect { .. }) => "suspect",
+            (Admission::Admitted { .. }, NodeState::Lost { .. }) => "lost",
+        }
+    }
     /// Whether it is admitted and answers.
     pub fn is_ready(&self) -> bool {
         matches!(self.admission, Admission::Admitted { .. }) && matches!(self.state, NodeState::Ready)

@@ -108,6 +108,8 @@ struct Loop {
     lost: BTreeSet<NodeName>,
     started: Instant,
     turn: u64,
+    /// Nodes' states as they were told last.
+    told: BTreeMap<NodeName, &'static str>,
 }
 
 /// Runs until the token is cancelled. What is under way on nodes is left to end by itself.
@@ -133,6 +135,7 @@ pub(super) async fn run(
         lost: BTreeSet::new(),
         started: Instant::now(),
         turn: 0,
+        told: BTreeMap::new(),
     };
     loop {
         let wake = this.evaluate();
@@ -214,7 +217,10 @@ impl Loop {
             Outcome::Failed(why) => {
                 let failures = self.holds.get(&name).map_or(0, |hold| hold.failures) + 1;
                 let pause = Duration::from_secs(5 << failures.min(6).saturating_sub(1));
-                self.parts.events.tell(Kind::Failed, action.instance(), Some(action.node()), why.clone());
+                // The same failure again and again would push everything else out of sight.
+                if self.holds.get(&name).is_none_or(|hold| hold.why != why) {
+                    self.parts.events.tell(Kind::Failed, action.instance(), Some(action.node()), why.clone());
+                }
                 let until = Timestamp::now() + pause;
                 self.holds.insert(name, Hold { until, failures, why });
             }
@@ -225,6 +231,7 @@ impl Loop {
     fn evaluate(&mut self) -> Instant {
         let snapshot = self.parts.nodes.snapshot();
         let now = Timestamp::now();
+        self.tell_nodes(&snapshot);
         self.cut_lost(&snapshot);
         let Some(release) = self.known.release.clone() else {
             // Also a cloud without a release says that nothing is there.
@@ -301,6 +308,18 @@ impl Loop {
             frozen,
         });
         self.next_look(now)
+    }
+
+    /// Tells which nodes are in another state than they were.
+    fn tell_nodes(&mut self, snapshot: &Snapshot) {
+        let states: BTreeMap<_, _> = snapshot.nodes.values().map(|n| (n.name.clone(), n.state_word())).collect();
+        for (name, state) in states.iter().filter(|(name, state)| self.told.get(*name) != Some(*state)) {
+            let trouble = snapshot.nodes.get(name).and_then(|node| node.trouble.as_ref());
+            let kind = if matches!(*state, "lost" | "refused") { Kind::Failed } else { Kind::Note };
+            let text = trouble.map_or_else(|| (*state).to_owned(), |trouble| format!("{state}: {trouble}"));
+            self.parts.events.tell(kind, name, Some(name), text);
+        }
+        self.told = states;
     }
 
     /// What was seen to answer and is not there any more has to answer again.

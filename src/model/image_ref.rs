@@ -109,6 +109,16 @@ impl ImageRef {
     pub fn tag_or_latest(&self) -> &str {
         self.tag.as_deref().unwrap_or("latest")
     }
+    /// A reference for people: `cloud/shop@1a2b3c4d5e6f`, no registry, the digest cut; what is none stays as it is.
+    pub fn brief(text: &str) -> String {
+        match text.parse::<Self>() {
+            Ok(image) => match &image.digest {
+                Some(digest) => format!("{}@{}", image.repository, digest.short()),
+                None => format!("{}:{}", image.repository, image.tag_or_latest()),
+            },
+            Err(_) => text.to_owned(),
+        }
+    }
     /// The same image in `registry`, pinned to `digest`, without tag: what a node is told to pull.
     #[must_use]
     pub fn pinned(&self, registry: &str, digest: Digest) -> Self {
