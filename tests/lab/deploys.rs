@@ -146,7 +146,10 @@ fn an_application_grows_and_shrinks_under_load() {
 #[test]
 fn an_application_that_left_the_plan_ends_its_requests_and_is_gone() {
     let lab = lab();
-    lab.deploy("[apps.keeps]\nimage = \"hello:v1\"\n[apps.leaves]\nimage = \"hello:v1\"\n").ok();
+    // Its process drops what it is at when it is told to end: only the gateway can wait for it.
+    let rude = "/hello & trap 'kill -9 $!; exit 0' TERM; wait";
+    let leaves = format!("[apps.leaves]\nimage = \"hello:v1\"\ncommand = [\"/bin/sh\", \"-c\", \"{rude}\"]\n");
+    lab.deploy(&format!("[apps.keeps]\nimage = \"hello:v1\"\n{leaves}")).ok();
     let to = lab.varnish();
     let slow = thread::spawn(move || request(to, "GET /leaves/slow?ms=2500 HTTP/1.1"));
     thread::sleep(Duration::from_millis(300));
