@@ -152,7 +152,7 @@ async fn verify(
             Ok(status) => {
                 let took = begun.elapsed().as_millis();
                 hands.events.tell(Kind::Done, instance, Some(node), format!("answers after {took} ms"));
-                return Outcome::Answers(Answered { id, status });
+                return Outcome::Answers(Answered { id, status, node: node.clone() });
             }
             Err(why) => why,
         };

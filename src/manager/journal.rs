@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    model::NodeName,
     release::Release,
     routing::RoutingTable,
     schedule::Assignments,
@@ -20,6 +21,8 @@ pub struct Answered {
     pub id: String,
     /// The HTTP status it gave.
     pub status: Option<u16>,
+    /// The node it runs on.
+    pub node: NodeName,
 }
 
 /// What is remembered.

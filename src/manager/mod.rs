@@ -2,6 +2,7 @@
 //!
 //! Not needed for routes to stay up: when it is gone, the gateway and the nodes go on as they are.
 
+mod caution;
 pub mod config;
 pub mod events;
 mod execute;

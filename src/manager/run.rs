@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    inventory::{Admission, ContainerState, Node, NodeState, Snapshot},
+    inventory::{NodeState, Snapshot},
     model::{AppName, InstanceId, NodeName, Timestamp},
     plan::App,
     reconcile::{self, Action, Hold, World},
@@ -27,7 +27,8 @@ use crate::{
 };
 
 use super::{
-    config::{AdmissionPolicy, Config},
+    caution,
+    config::Config,
     events::{Events, Kind},
     execute::{self, Outcome},
     gateway::Gateway,
@@ -89,9 +90,6 @@ pub(super) struct Parts {
 
 /// The longest a loop waits when nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-
-/// How long a manager that just started waits for the first node to show up; five times that for all of them.
-const FIRST_LOOK: Duration = Duration::from_secs(1);
 
 struct Loop {
     parts: Parts,
@@ -239,8 +237,7 @@ impl Loop {
             self.publish(Progress { settled: true, turn: self.turn, ..Progress::default() });
             return Instant::now() + HEARTBEAT;
         };
-        if let Some(coming) = self.looks_around(&snapshot) {
-            // Placing on the first node that answers would put everything there.
+        if let Some(coming) = caution::looks_around(&snapshot, &self.parts.config.admission, self.started.elapsed()) {
             self.route();
             self.publish(Progress {
                 release: release.number,
@@ -251,8 +248,8 @@ impl Loop {
             return Instant::now() + Duration::from_millis(100);
         }
         // Not before all have been looked at: what is not seen yet is not gone.
-        self.forget_gone(&snapshot);
-        let frozen = self.unsure(&snapshot);
+        caution::forget_gone(&mut self.known.verified, &snapshot);
+        let frozen = caution::unsure(&snapshot, self.started.elapsed());
         let placed = schedule::place(schedule::Input {
             release: &release,
             snapshot: &snapshot,
@@ -312,58 +309,10 @@ impl Loop {
 
     /// Tells which nodes are in another state than they were.
     fn tell_nodes(&mut self, snapshot: &Snapshot) {
-        let states: BTreeMap<_, _> = snapshot.nodes.values().map(|n| (n.name.clone(), n.state_word())).collect();
-        for (name, state) in states.iter().filter(|(name, state)| self.told.get(*name) != Some(*state)) {
-            let trouble = snapshot.nodes.get(name).and_then(|node| node.trouble.as_ref());
-            let kind = if matches!(*state, "lost" | "refused") { Kind::Failed } else { Kind::Note };
-            let text = trouble.map_or_else(|| (*state).to_owned(), |trouble| format!("{state}: {trouble}"));
-            self.parts.events.tell(kind, name, Some(name), text);
-        }
-        self.told = states;
-    }
-
-    /// What was seen to answer and is not there any more has to answer again.
-    fn forget_gone(&mut self, snapshot: &Snapshot) {
-        let running: BTreeMap<&str, &str> = snapshot
-            .containers()
-            .filter(|(_, c)| c.state == ContainerState::Running)
-            .map(|(_, c)| (c.name.as_str(), c.id.as_str()))
-            .collect();
-        let silent: BTreeSet<&str> = snapshot
-            .nodes
-            .values()
-            .filter(|node| !node.is_ready())
-            .flat_map(|node| &node.containers)
-            .map(|c| c.name.as_str())
-            .collect();
-        // Nodes that have not been looked at yet hide their containers.
-        let unseen: Vec<String> =
-            snapshot.nodes.values().filter(|node| !node.is_ready()).map(|node| format!("-{}-", node.name)).collect();
-        self.known.verified.retain(|name, answered| {
-            running.get(name.as_str()).is_some_and(|id| *id == answered.id)
-                || silent.contains(name.as_str())
-                || unseen.iter().any(|node| name.contains(node.as_str()))
-                || snapshot.nodes.is_empty()
-        });
-    }
-
-    /// Just started: which nodes are expected and have not been looked at yet.
-    fn looks_around(&self, snapshot: &Snapshot) -> Option<String> {
-        let elapsed = self.started.elapsed();
-        let by_itself = matches!(self.parts.config.admission, AdmissionPolicy::FirstUse);
-        let expected = |node: &&Node| match node.admission {
-            Admission::Admitted { .. } => matches!(node.state, NodeState::Unknown),
-            Admission::Candidate { .. } => by_itself,
-            Admission::Refused { .. } => false,
-        };
-        let names: Vec<_> = snapshot.nodes.values().filter(expected).map(|node| node.name.as_str()).collect();
-        let why = || format!("the manager has just started and looks for {}", names.join(", "));
-        match names.is_empty() {
-            true if snapshot.nodes.is_empty() && elapsed < FIRST_LOOK => {
-                Some("the manager has just started".to_owned())
-            }
-            false if elapsed < FIRST_LOOK * 5 => Some(why()),
-            _ => None,
+        for (node, state) in caution::moved(&mut self.told, snapshot) {
+            let kind = if matches!(state, "lost" | "refused") { Kind::Failed } else { Kind::Note };
+            let text = node.trouble.as_ref().map_or_else(|| state.to_owned(), |trouble| format!("{state}: {trouble}"));
+            self.parts.events.tell(kind, &node.name, Some(&node.name), text);
         }
     }
 
@@ -395,20 +344,6 @@ impl Loop {
             });
         }
         self.lost = lost.into_keys().collect();
-    }
-
-    /// Why instances of lost nodes had better stay where they are.
-    fn unsure(&self, snapshot: &Snapshot) -> Option<String> {
-        let admitted = snapshot.nodes.values().filter(|n| matches!(n.admission, Admission::Admitted { .. }));
-        let (mut all, mut lost) = (0, 0);
-        for node in admitted {
-            all += 1;
-            lost += usize::from(!matches!(node.state, NodeState::Ready));
-        }
-        if lost > 0 && self.started.elapsed() < Duration::from_secs(15) {
-            return Some("the manager has just started".to_owned());
-        }
-        (lost > 1 && lost * 2 > all).then(|| format!("{lost} of {all} nodes do not answer at once"))
     }
 
     /// Writes down what is new, also what messages have brought: a manager that is killed goes on from there.
