@@ -3,7 +3,8 @@
 //! No I/O, no clock, no chance: what is placed stays where it is while it can; ties break by name.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     fmt,
     num::NonZeroU32,
 };
@@ -11,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    inventory::{NodeState, Snapshot, SpecHash},
+    inventory::{Node, NodeState, Snapshot, SpecHash},
     model::{AppName, InstanceId, Memory, NodeName, Port},
     plan::{App, Placement},
     release::Release,
@@ -156,8 +157,9 @@ impl<'a> Board<'a> {
     }
 
     fn previous(&self, app: &AppName) -> impl Iterator<Item = (&'a InstanceId, &'a Assignment)> + use<'a> {
-        let app = app.clone();
-        self.input.previous.iter().filter(move |(id, _)| id.app == app)
+        let first = InstanceId::new(app.clone(), NonZeroU32::MIN);
+        let last = InstanceId::new(app.clone(), NonZeroU32::MAX);
+        self.input.previous.range(first..=last)
     }
 
     fn pinned(&mut self, name: &AppName, app: &App) {
@@ -228,11 +230,8 @@ impl<'a> Board<'a> {
             self.assign(id.clone(), app, assignment.node.clone(), host_port, publish.is_some(), &spec);
         }
         let wanted = usize::try_from(*count).unwrap_or(usize::MAX);
-        let mut missing = Vec::new();
-        while kept.len() < wanted {
-            missing.push(free_slot(name, &mut kept));
-        }
-        missing
+        let free = (1..u32::MAX).filter(|slot| !kept.contains(slot)).filter_map(NonZeroU32::new);
+        free.take(wanted.saturating_sub(kept.len())).map(|slot| InstanceId::new(name.clone(), slot)).collect()
     }
 
     /// Whether an instance there need not move: its node may come back, or the manager is unsure.
@@ -247,40 +246,40 @@ impl<'a> Board<'a> {
     fn fill(&mut self, name: &AppName, app: &App, slots: Vec<InstanceId>) {
         let Placement::Replicas { nodes, publish, .. } = &app.placement else { return };
         let spec = self.spec(name);
+        let candidates: Vec<&'a Node> = self
+            .input
+            .snapshot
+            .nodes
+            .values()
+            .filter(|node| node.is_ready() && (nodes.is_empty() || nodes.contains(&node.name)))
+            .collect();
+        let scored = |(at, node): (usize, &&Node)| Some(Reverse((self.score(name, app, node, *publish).ok()?, at)));
+        // A place that is given changes the score of its own node alone.
+        let mut best: BinaryHeap<_> = candidates.iter().enumerate().filter_map(scored).collect();
         for id in slots {
-            let mut lacks: Vec<String> = Vec::new();
-            let mut best: Option<(Score, &'a NodeName)> = None;
-            for node in self.input.snapshot.nodes.values().filter(|n| n.is_ready()) {
-                if !nodes.is_empty() && !nodes.contains(&node.name) {
-                    continue;
+            let place = loop {
+                let Some(Reverse((_, at))) = best.pop() else { break None };
+                let node = candidates[at];
+                if let Some(host_port) = self.port(&node.name, *publish, None, &spec) {
+                    break Some((at, node, host_port));
                 }
-                match self.score(name, app, node, *publish) {
-                    Ok(score) => {
-                        if best.as_ref().is_none_or(|(least, _)| score < *least) {
-                            best = Some((score, &node.name));
-                        }
-                    }
-                    Err(why) => lacks.push(format!("{} {why}", node.name)),
-                }
-            }
-            let place = best.and_then(|(_, node)| {
-                self.port(node, *publish, None, &spec).map(|host_port| (node.clone(), host_port))
-            });
-            match place {
-                Some((node, host_port)) => self.assign(id, app, node, host_port, publish.is_some(), &spec),
-                None if lacks.is_empty() => _ = self.placed.unplaced.insert(id, Unplaced::NoNode),
-                None => _ = self.placed.unplaced.insert(id, Unplaced::NoRoom { why: lacks.join(", ") }),
+            };
+            if let Some((at, node, host_port)) = place {
+                self.assign(id, app, node.name.clone(), host_port, publish.is_some(), &spec);
+                best.extend(self.score(name, app, node, *publish).ok().map(|score| Reverse((score, at))));
+            } else {
+                let lacks = candidates.iter().map(|node| match self.score(name, app, node, *publish) {
+                    Ok(_) => format!("{} has no free port", node.name),
+                    Err(why) => format!("{} {why}", node.name),
+                });
+                let why = lacks.collect::<Vec<_>>().join(", ");
+                let why = if candidates.is_empty() { Unplaced::NoNode } else { Unplaced::NoRoom { why } };
+                self.placed.unplaced.insert(id, why);
             }
         }
     }
 
-    fn score(
-        &self,
-        name: &AppName,
-        app: &App,
-        node: &crate::inventory::Node,
-        publish: Option<Port>,
-    ) -> Result<Score, String> {
+    fn score(&self, name: &AppName, app: &App, node: &Node, publish: Option<Port>) -> Result<Score, String> {
         let empty = Load::default();
         let load = self.load.get(&node.name).unwrap_or(&empty);
         if let Some(port) = publish.filter(|port| load.fixed.contains(port)) {

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    inventory::{Container, ContainerSpec, ContainerState, Node, Ours, Snapshot},
-    model::{AppName, CloudId, InstanceId, NodeName, Timestamp},
+    inventory::{Container, ContainerSpec, ContainerState, Node, Ours, Snapshot, Spec},
+    model::{AppName, CloudId, InstanceId, NodeName, Port, Timestamp},
     plan::{Restart, defaults},
     release::{Release, differences},
     routing::RoutingTable,
@@ -68,6 +68,8 @@ struct Board<'a> {
     /// Every container of our cloud on nodes that answer.
     ours: Vec<(&'a Node, &'a Container, &'a Ours)>,
     by_instance: BTreeMap<&'a InstanceId, Vec<(&'a Node, &'a Container)>>,
+    /// What holds a host port, by node and port.
+    by_port: BTreeMap<(&'a NodeName, Port), Vec<(&'a Node, &'a Container)>>,
     /// Names of containers the gateway sends requests to.
     serving: BTreeSet<&'a str>,
     wanted: BTreeMap<&'a InstanceId, ContainerSpec>,
@@ -82,6 +84,12 @@ impl<'a> Board<'a> {
         for (node, container, ours) in &ours {
             by_instance.entry(&ours.instance).or_default().push((*node, *container));
         }
+        let mut by_port: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (node, container, _) in ours.iter().filter(|(_, container, _)| holds_port(container)) {
+            for port in container.published.values() {
+                by_port.entry((&node.name, *port)).or_default().push((*node, *container));
+            }
+        }
         let serving = world
             .routed
             .into_iter()
@@ -90,12 +98,14 @@ impl<'a> Board<'a> {
             .filter(|(_, backend)| backend.serving)
             .map(|(name, _)| name.as_str())
             .collect();
+        let specs: BTreeMap<_, _> =
+            world.release.plan.apps.keys().filter_map(|app| Some((app, world.release.spec(app)?))).collect();
         let wanted = world
             .assignments
             .iter()
-            .filter_map(|(id, assignment)| Some((id, wanted(world, id, assignment)?)))
+            .filter_map(|(id, assignment)| Some((id, container(world, id, assignment, specs.get(&id.app)?.clone()))))
             .collect();
-        let mut board = Self { world, ours, by_instance, serving, wanted, turn: BTreeMap::new() };
+        let mut board = Self { world, ours, by_instance, by_port, serving, wanted, turn: BTreeMap::new() };
         board.turn = board.turns();
         board
     }
@@ -143,15 +153,8 @@ impl<'a> Board<'a> {
     fn occupant(&self, id: &InstanceId) -> Option<(&'a Node, &'a Container)> {
         let assignment = self.world.assignments.get(id)?;
         let wanted = self.wanted.get(id)?;
-        self.ours
-            .iter()
-            .find(|(node, c, _)| {
-                node.name == assignment.node
-                    && c.name != wanted.name
-                    && holds_port(c)
-                    && c.published.values().any(|port| *port == assignment.host_port)
-            })
-            .map(|(node, c, _)| (*node, *c))
+        let holders = self.by_port.get(&(&assignment.node, assignment.host_port))?;
+        holders.iter().find(|(_, container)| container.name != wanted.name).copied()
     }
 
     fn bring(&self, id: &InstanceId, assignment: &Assignment, decision: &mut Decision) {
@@ -199,18 +202,18 @@ impl<'a> Board<'a> {
     }
 
     fn why_new(&self, id: &InstanceId, node: &NodeName) -> Reason {
-        let spec = self.world.release.spec(&id.app);
-        let before = self.world.previous.and_then(|release| release.spec(&id.app));
-        match (self.by_instance.get(id).and_then(|all| all.first()), before, spec) {
-            (Some((other, _)), _, _) if other.name != *node => Reason::Moved { node: other.name.clone() },
-            (Some((_, old)), _, _) if old.ours.is_some() => {
+        let before = || self.world.previous.and_then(|release| release.spec(&id.app));
+        let changed = || {
+            let (before, spec) = (before()?, self.world.release.spec(&id.app)?);
+            (before != spec).then(|| differences(&before, &spec).into_iter().map(str::to_owned).collect())
+        };
+        match self.by_instance.get(id).and_then(|all| all.first()) {
+            Some((other, _)) if other.name != *node => Reason::Moved { node: other.name.clone() },
+            Some((_, old)) if old.ours.is_some() => {
                 Reason::Changed(old.ours.as_ref().map(|ours| changed_keys(self.world, ours)).unwrap_or_default())
             }
             // Its old container had to go first.
-            (_, Some(before), Some(spec)) if before != spec => {
-                Reason::Changed(differences(&before, &spec).into_iter().map(str::to_owned).collect())
-            }
-            _ => Reason::New,
+            _ => changed().map_or(Reason::New, Reason::Changed),
         }
     }
 
@@ -326,7 +329,10 @@ pub(super) fn changed_keys(world: World<'_>, old: &Ours) -> BTreeSet<String> {
 
 /// The container an instance wants.
 pub(super) fn wanted(world: World<'_>, id: &InstanceId, assignment: &Assignment) -> Option<ContainerSpec> {
-    let spec = world.release.spec(&id.app)?;
+    Some(container(world, id, assignment, world.release.spec(&id.app)?))
+}
+
+fn container(world: World<'_>, id: &InstanceId, assignment: &Assignment, spec: Spec) -> ContainerSpec {
     let ours = Ours {
         cloud: world.cloud.clone(),
         instance: id.clone(),
@@ -334,5 +340,5 @@ pub(super) fn wanted(world: World<'_>, id: &InstanceId, assignment: &Assignment)
         spec: assignment.spec.clone(),
     };
     let name = ContainerSpec::name_of(id, &assignment.spec, &assignment.node, assignment.host_port);
-    Some(ContainerSpec { name, ours, host_port: assignment.host_port, spec })
+    ContainerSpec { name, ours, host_port: assignment.host_port, spec }
 }
