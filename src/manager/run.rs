@@ -91,6 +91,9 @@ pub(super) struct Parts {
 /// The longest a loop waits when nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
+/// How long a backend that answers waits for others, so that they are routed together.
+const TOGETHER: Duration = Duration::from_millis(250);
+
 struct Loop {
     parts: Parts,
     sender: mpsc::UnboundedSender<Message>,
@@ -100,6 +103,8 @@ struct Loop {
     /// The table the gateway has; none: not known.
     applied: Option<RoutingTable>,
     applying: bool,
+    /// Since when there are backends the gateway does not have yet, while more are on their way.
+    growing: Option<Instant>,
     gateway_error: Option<(String, RoutingTable)>,
     holds: BTreeMap<String, Hold>,
     running: BTreeMap<String, (Action, CancellationToken)>,
@@ -127,6 +132,7 @@ pub(super) async fn run(
         known,
         applied: None,
         applying: false,
+        growing: None,
         gateway_error: None,
         holds: BTreeMap::new(),
         running: BTreeMap::new(),
@@ -374,14 +380,32 @@ impl Loop {
         let refused =
             self.gateway_error.as_ref().is_some_and(|(_, refused)| refused == table) && gateway.state().borrow().up;
         if self.applying || self.applied.as_ref() == Some(table) || refused {
+            self.growing = None;
             return;
         }
+        if self.may_grow() && self.growing.get_or_insert_with(Instant::now).elapsed() < TOGETHER {
+            return;
+        }
+        self.growing = None;
         self.applying = true;
         let (gateway, table, sender) = (gateway.clone(), table.clone(), self.sender.clone());
         tokio::spawn(async move {
             let result = gateway.apply(&table).await.map(drop).map_err(|e| execute::chain(&e));
             _ = sender.send(Message::Applied { table: Box::new(table), result });
         });
+    }
+
+    /// Whether all that is new is more backends, and more may come at once: each load costs a compilation.
+    fn may_grow(&self) -> bool {
+        let coming = self.running.values().any(|(action, _)| !matches!(action, Action::Stop { .. }));
+        let Some(applied) = self.applied.as_ref().filter(|_| coming) else { return false };
+        let table = &self.known.table;
+        applied.apps.keys().eq(table.apps.keys())
+            && applied.apps.iter().zip(table.apps.values()).all(|((_, before), now)| {
+                let mut grown = before.clone();
+                grown.backends.clone_from(&now.backends);
+                grown == *now && before.backends.iter().all(|(name, backend)| now.backends.get(name) == Some(backend))
+            })
     }
 
     fn cancel_unwanted(&self, wanted: &BTreeSet<String>) {
@@ -452,6 +476,7 @@ impl Loop {
             .filter(|pause| !pause.is_zero())
             .min()
             .unwrap_or(HEARTBEAT);
-        Instant::now() + soonest.min(HEARTBEAT)
+        let grown = self.growing.map_or(HEARTBEAT, |since| TOGETHER.saturating_sub(since.elapsed()));
+        Instant::now() + soonest.min(HEARTBEAT).min(grown)
     }
 }
