@@ -50,8 +50,6 @@ pub fn table(input: Input<'_>) -> RoutingTable {
             continue;
         }
         let last = input.last.apps.get(name).map(|app| &app.backends);
-        let current = input.release.spec(name).map(|spec| spec.hash());
-        let current = current.as_ref();
         let mut backends = BTreeMap::new();
         for (node, container, ours) in here.get(name).into_iter().flatten() {
             if input.leaving.contains(&container.name) {
@@ -69,7 +67,10 @@ pub fn table(input: Input<'_>) -> RoutingTable {
             let Some(port) = container.published.get(&app.port).copied().or(before.map(|b| b.port)) else { continue };
             let mut backend = backend(app, &ours.instance, node.address, port, status.copied().flatten(), before);
             // A check it was never seen to pass (a new plan's, while an old container serves on) may be a wrong one.
-            if let Some(before) = before.filter(|_| status.is_none() || current != Some(&ours.spec)) {
+            let wanted = input.assignments.get(&ours.instance).is_some_and(|a| {
+                container.name == ContainerSpec::name_of(&ours.instance, &a.spec, &a.node, a.host_port)
+            });
+            if let Some(before) = before.filter(|_| status.is_none() || !wanted) {
                 backend.probe.clone_from(&before.probe);
             }
             backends.insert(container.name.clone(), backend);
