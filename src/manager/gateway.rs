@@ -44,6 +44,8 @@ struct Inner {
     state: watch::Sender<GatewayState>,
     /// One change at a time; holds what should run.
     wanted: tokio::sync::Mutex<Option<Arc<Generation>>>,
+    /// VCLs that were compiled for a table to come.
+    prepared: Mutex<BTreeSet<String>>,
     /// Containers whose backends are overruled as sick; every version of theirs gets told.
     sick: Mutex<BTreeSet<String>>,
 }
@@ -154,6 +156,7 @@ impl Gateway {
                     since: Timestamp::now(),
                 }),
                 wanted: tokio::sync::Mutex::default(),
+                prepared: Mutex::default(),
                 sick: Mutex::default(),
             }),
         };
@@ -171,6 +174,11 @@ impl Gateway {
     /// loaded when it comes back.
     pub async fn apply(&self, table: &RoutingTable) -> Result<Applied, GatewayError> {
         self.inner.apply(table).await
+    }
+
+    /// Compiles what this table will want, while nothing runs it yet. What cannot be compiled is told when it is applied.
+    pub async fn prepare(&self, table: &RoutingTable) {
+        self.inner.prepare(table).await;
     }
 
     /// What the gateway is like, now and whenever it changes.
@@ -239,6 +247,9 @@ impl Inner {
         let result = self.install(varnish, &generation).await;
         match &result {
             Ok(_) => {
+                // What runs is prepared no more: once it is out of use it goes, and its probes with it.
+                let names = generation.names();
+                self.prepared.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| !names.contains(name));
                 self.became(true, Some(&generation), None);
                 *wanted = Some(generation);
             }
@@ -254,6 +265,21 @@ impl Inner {
         result
     }
 
+    async fn prepare(&self, table: &RoutingTable) {
+        let (Some(varnish), Ok(generation)) = (&self.varnish, Generation::of(table)) else { return };
+        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) =
+            generation.apps.values().map(|(name, _)| name.clone()).collect();
+        for (name, text) in generation.apps.values() {
+            // One at a time: what has to run now goes first.
+            let _one = self.wanted.lock().await;
+            let Ok(loaded) = varnish.list().await else { return };
+            let path = self.folder.join(format!("{name}.vcl"));
+            if !loaded.iter().any(|l| l.name == *name) && write(&path, text).is_ok() {
+                _ = varnish.load_cold(name, &path).await;
+            }
+        }
+    }
+
     /// Loads what is missing, moves labels, uses the root, forgets the rest. At any moment what runs is whole.
     async fn install(&self, varnish: &Varnish, generation: &Generation) -> Result<Applied, GatewayError> {
         let mut applied = Applied::default();
@@ -264,7 +290,12 @@ impl Inner {
                 self.load(varnish, app.as_str(), name, text, &mut applied).await?;
             }
         }
-        self.tell_sick(varnish, generation, &applied.loaded).await;
+        let mut fresh = applied.loaded.clone();
+        for cold in loaded.iter().filter(|l| l.cold && generation.apps.values().any(|(name, _)| *name == l.name)) {
+            varnish.warm(&cold.name).await?;
+            fresh.push(cold.name.clone());
+        }
+        self.tell_sick(varnish, generation, &fresh).await;
         let moved: Vec<_> = generation
             .apps
             .iter()
@@ -336,6 +367,8 @@ impl Inner {
     /// Forgets what is ours and not kept, loaded or on disk. What is busy ends by itself.
     async fn tidy(&self, varnish: &Varnish, keep: &BTreeSet<String>) -> Result<Vec<String>, GatewayError> {
         let loaded = varnish.list().await?;
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let keep: BTreeSet<String> = keep.union(&prepared).cloned().collect();
         let mut old: Vec<_> = loaded
             .into_iter()
             .filter(|l| l.name.starts_with(vcl::PREFIX) && !keep.contains(&l.name) && !l.active)

@@ -294,6 +294,20 @@ impl Loop {
             .map(|(id, a)| crate::inventory::ContainerSpec::name_of(id, &a.spec, &a.node, a.host_port))
             .collect();
         self.cancel_unwanted(&wanted);
+        if decision.actions.iter().any(|action| matches!(action, Action::Start { .. }))
+            && let Some(gateway) = self.parts.gateway.clone()
+        {
+            let planned = routes::planned(routes::Input {
+                cloud: &self.parts.config.cloud,
+                release: &release,
+                assignments: &self.known.assignments,
+                snapshot: &snapshot,
+                verified: &verified,
+                leaving: &decision.leaving,
+                last: &self.known.table,
+            });
+            tokio::spawn(async move { gateway.prepare(&planned).await });
+        }
         for action in decision.actions {
             self.set_going(action);
         }

@@ -69,6 +69,8 @@ pub struct Loaded {
     pub name: String,
     /// Whether requests begin in it.
     pub active: bool,
+    /// Whether it was loaded for later: it probes nobody, and cannot be labelled until it is warmed.
+    pub cold: bool,
     /// For a label: the VCL it stands for.
     pub label_of: Option<String>,
 }
@@ -131,6 +133,7 @@ impl Varnish {
         struct Entry {
             name: String,
             status: String,
+            state: String,
             label: Option<Label>,
         }
         #[derive(Deserialize)]
@@ -145,6 +148,7 @@ impl Varnish {
             Ok((entry.status != "discarded").then(|| Loaded {
                 name: entry.name,
                 active: entry.status == "active",
+                cold: entry.state == "cold",
                 label_of: entry.label.map(|l| l.name),
             }))
         });
@@ -156,9 +160,23 @@ impl Varnish {
 
     /// Compiles and loads a file, which varnishd's compiler must be able to read.
     pub async fn load(&self, name: &str, file: &Path) -> Result<(), VarnishError> {
+        self.load_as(name, file, "auto").await
+    }
+
+    /// The same for later: its backends are not probed before it is warmed.
+    pub async fn load_cold(&self, name: &str, file: &Path) -> Result<(), VarnishError> {
+        self.load_as(name, file, "cold").await
+    }
+
+    async fn load_as(&self, name: &str, file: &Path, state: &str) -> Result<(), VarnishError> {
         // The tool joins its arguments with blanks.
         let file = format!("\"{}\"", file.display().to_string().replace('\\', r"\\").replace('"', "\\\""));
-        self.admin(["vcl.load", name, &file]).await.map(drop)
+        self.admin(["vcl.load", name, &file, state]).await.map(drop)
+    }
+
+    /// Lets a VCL that was loaded for later be used.
+    pub async fn warm(&self, name: &str) -> Result<(), VarnishError> {
+        self.admin(["vcl.state", name, "auto"]).await.map(drop)
     }
 
     /// Lets a label stand for a VCL; from now on, requests that come to the label go there.

@@ -101,6 +101,24 @@ pub fn table(input: Input<'_>) -> RoutingTable {
     RoutingTable { apps }
 }
 
+/// The table once every wanted instance answers: what the gateway can be made ready for meanwhile.
+pub fn planned(input: Input<'_>) -> RoutingTable {
+    let mut planned = input.last.clone();
+    planned.apps.retain(|name, _| input.release.plan.apps.contains_key(name));
+    planned.apps.values_mut().for_each(|routing| routing.backends.clear());
+    for (id, place) in input.assignments {
+        let (Some(app), Some(routing)) = (input.release.plan.apps.get(&id.app), planned.apps.get_mut(&id.app)) else {
+            continue;
+        };
+        let Some(node) = input.snapshot.nodes.get(&place.node).filter(|node| node.is_ready()) else { continue };
+        let name = ContainerSpec::name_of(id, &place.spec, &place.node, place.host_port);
+        let before = input.last.apps.get(&id.app).and_then(|last| last.backends.get(&name));
+        let status = input.verified.get(&name).copied().flatten();
+        routing.backends.insert(name, backend(app, id, node.address, place.host_port, status, before));
+    }
+    planned
+}
+
 fn backend(
     app: &App,
     instance: &InstanceId,

@@ -262,6 +262,45 @@ async fn a_varnishd_that_comes_back_empty_serves_again_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_prepared_is_not_compiled_again_and_serves_at_once() {
+    let edge = Edge::start();
+    let a = server("a");
+    let port = free_port();
+    let gateway = Gateway::start(&edge.config(), CancellationToken::new());
+    gateway.apply(&table([app("shop", &[])])).await.unwrap();
+    let mut coming = table([app("shop", &[port])]);
+    for routing in coming.apps.values_mut() {
+        for backend in routing.backends.values_mut() {
+            backend.probe =
+                Some(Probe { path: "/".into(), host: None, status: 200, interval_ms: 200, timeout_ms: 100 });
+        }
+    }
+    gateway.prepare(&coming).await;
+    // Nobody listens there yet, and nobody is asked: probes would call it sick.
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    assert_eq!(edge.get("/shop").0, 503);
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let a_port = a.port;
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut there = TcpStream::connect(("127.0.0.1", a_port)).unwrap();
+                let (mut here, mut back) = (stream.try_clone().unwrap(), there.try_clone().unwrap());
+                let mut stream = stream;
+                std::thread::spawn(move || std::io::copy(&mut back, &mut stream));
+                _ = std::io::copy(&mut here, &mut there);
+            });
+        }
+    });
+    let applied = gateway.apply(&coming).await.unwrap();
+    assert_eq!(applied.loaded, Vec::<String>::new(), "compiled before");
+    assert_eq!(edge.get("/shop").0, 200);
+    // Out of use, it goes like any other: the next start finds no VCL that has probed what was not there.
+    let applied = gateway.apply(&table([app("shop", &[])])).await.unwrap();
+    assert!(applied.discarded.iter().any(|name| name.contains("vcl_")), "{applied:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_vcl_changes_nothing_and_says_why() {
     let edge = Edge::start();
     let a = server("a");
