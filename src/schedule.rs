@@ -12,8 +12,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    inventory::{Node, NodeState, Snapshot, SpecHash},
-    model::{AppName, InstanceId, Memory, NodeName, Port},
+    inventory::{ContainerState, Node, NodeState, Snapshot, SpecHash},
+    model::{AppName, CloudId, InstanceId, Memory, NodeName, Port},
     plan::{App, Placement},
     release::Release,
 };
@@ -73,6 +73,8 @@ pub struct Placed {
 /// What placement looks at.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
+    /// Which containers are ours.
+    pub cloud: &'a CloudId,
     /// What is wanted.
     pub release: &'a Release,
     /// The world.
@@ -109,6 +111,8 @@ struct Board<'a> {
     placed: Placed,
     /// Host ports in use or spoken for, by node.
     ports: BTreeMap<&'a NodeName, BTreeSet<Port>>,
+    /// Host ports of running containers of ours, by what they are: going back to them needs no new one.
+    running: BTreeMap<(&'a InstanceId, &'a NodeName, &'a SpecHash), Port>,
     /// What is spoken for, by node.
     load: BTreeMap<NodeName, Load>,
 }
@@ -130,6 +134,16 @@ impl<'a> Board<'a> {
         for (node, container) in input.snapshot.containers() {
             ports.entry(&node.name).or_default().extend(container.published.values());
         }
+        let running = input
+            .snapshot
+            .containers()
+            .filter(|(_, container)| container.state == ContainerState::Running)
+            .filter_map(|(node, container)| {
+                let ours = container.ours.as_ref().filter(|ours| ours.cloud == *input.cloud)?;
+                let port = container.published.values().next().copied()?;
+                Some(((&ours.instance, &node.name, &ours.spec), port))
+            })
+            .collect();
         for assignment in input.previous.values() {
             ports.entry(&assignment.node).or_default().insert(assignment.host_port);
         }
@@ -149,7 +163,7 @@ impl<'a> Board<'a> {
                 Placement::Replicas { publish: None, .. } => {}
             }
         }
-        Self { input, placed: Placed::default(), ports, load: BTreeMap::new() }
+        Self { input, placed: Placed::default(), ports, running, load: BTreeMap::new() }
     }
 
     fn spec(&self, app: &AppName) -> SpecHash {
@@ -201,7 +215,7 @@ impl<'a> Board<'a> {
                 self.placed.unplaced.insert(id, why);
                 continue;
             }
-            if let Some(host_port) = self.port(&pin.node, pin.publish, previous, &spec) {
+            if let Some(host_port) = self.port(Some(&id), &pin.node, pin.publish, previous, &spec) {
                 self.assign(id, app, pin.node.clone(), host_port, pin.publish.is_some(), &spec);
             } else {
                 let [first, last] = self.input.ports;
@@ -225,7 +239,9 @@ impl<'a> Board<'a> {
             if !stays {
                 continue;
             }
-            let Some(host_port) = self.port(&assignment.node, *publish, Some(assignment), &spec) else { continue };
+            let Some(host_port) = self.port(Some(id), &assignment.node, *publish, Some(assignment), &spec) else {
+                continue;
+            };
             kept.insert(id.slot.get());
             self.assign(id.clone(), app, assignment.node.clone(), host_port, publish.is_some(), &spec);
         }
@@ -260,7 +276,7 @@ impl<'a> Board<'a> {
             let place = loop {
                 let Some(Reverse((_, at))) = best.pop() else { break None };
                 let node = candidates[at];
-                if let Some(host_port) = self.port(&node.name, *publish, None, &spec) {
+                if let Some(host_port) = self.port(None, &node.name, *publish, None, &spec) {
                     break Some((at, node, host_port));
                 }
             };
@@ -310,6 +326,7 @@ impl<'a> Board<'a> {
     /// The fixed port; the one it has, while its spec is the same; else a free one, so that old and new live side by side.
     fn port(
         &self,
+        id: Option<&InstanceId>,
         node: &NodeName,
         fixed: Option<Port>,
         previous: Option<&Assignment>,
@@ -320,6 +337,9 @@ impl<'a> Board<'a> {
         }
         if let Some(previous) = previous.filter(|p| p.spec == *spec && !p.pinned_port) {
             return Some(previous.host_port);
+        }
+        if let Some(port) = id.and_then(|id| self.running.get(&(id, node, spec))) {
+            return Some(*port);
         }
         let unused = BTreeSet::new();
         let used = self.ports.get(node).unwrap_or(&unused);

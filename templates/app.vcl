@@ -125,7 +125,7 @@ sub vcl_pipe {
 sub vcl_backend_fetch {
 {%- if retries > 0 %}
     # A node without power refuses nothing: on a connection that was open, its silence is all there is. So what may be
-    # repeated waits {{ patience }} s (three times the health check's timeout, at least 3 s) at the first two
+    # repeated waits {{ patience }} s (ten times the health check's timeout, at least 3 s) at the first two
     # instances, and as long as any other request at the last.
     if (bereq.retries < 2 && bereq.retries < {{ retries }} && (bereq.method == "GET" || bereq.method == "HEAD" || bereq.method == "OPTIONS")) {
         set bereq.first_byte_timeout = {{ patience }}s;

@@ -182,11 +182,11 @@ pub fn app(name: &AppName, routing: &AppRouting) -> Result<String, VclError> {
     render("app.vcl", name.as_str(), &view)
 }
 
-/// How long a request that may be repeated waits for its answer to begin, in milliseconds. An application that takes
-/// longer says so by its health check's timeout.
+/// How long a request that may be repeated waits for its answer to begin, in milliseconds: ten times what the health check
+/// may take. Long, since a page that is only slow must not run twice; connections to a node that is lost are cut earlier.
 fn patience(routing: &AppRouting) -> u32 {
     let slowest = routing.backends.values().filter_map(|b| Some(b.probe.as_ref()?.timeout_ms)).max();
-    slowest.map_or(10_000, |timeout| timeout.saturating_mul(3).clamp(3_000, 60_000))
+    slowest.map_or(10_000, |timeout| timeout.saturating_mul(10).clamp(3_000, 60_000))
 }
 
 #[derive(Serialize)]

@@ -173,7 +173,7 @@ fn a_silent_instance_is_not_waited_for() {
                 host: None,
                 status: 200,
                 interval_ms,
-                timeout_ms: 1000,
+                timeout_ms: 300,
             };
             let serving = Backend { serving: false, probe: Some(probe("/", 60_000)), ..r.backends["shop-1"].clone() };
             r.backends.insert("shop-3".to_owned(), serving);
