@@ -102,7 +102,7 @@ async fn a_node_is_admitted_on_first_use_lost_and_found() {
 
     sshd.stop();
     let lost = |s: &Snapshot| matches!(node(s, "node1").state, NodeState::Lost { .. });
-    let snapshot = manager.within(Duration::from_secs(8), "lost", lost).await;
+    let snapshot = manager.within(Duration::from_secs(20), "lost", lost).await;
     let trouble = node(&snapshot, "node1").trouble.clone().unwrap();
     assert!(trouble.contains("refuses connections"), "{trouble}");
     assert!(manager.nodes.engine(&name("node1")).is_none());
