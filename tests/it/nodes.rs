@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::rig_sshd::{Sshd, fake_engine, free_port, user};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 struct Manager {
     nodes: Nodes,

@@ -13,7 +13,7 @@ use matrix::remote::{
 
 use crate::rig_sshd::{Sshd, fake_engine, free_port, keygen};
 
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(10);
 
 /// How many masters have their control socket in `dir`.
 fn masters(dir: &Path) -> usize {
