@@ -323,6 +323,16 @@ impl<'a> Board<'a> {
         })
     }
 
+    /// Whether a port is the manager's to give: in its range, and not one that the plan fixes there.
+    fn may_be_allotted(&self, node: &NodeName, port: Port) -> bool {
+        let [first, last] = self.input.ports;
+        let fixed = self.input.release.plan.apps.values().any(|app| match &app.placement {
+            Placement::Pinned(pins) => pins.iter().any(|pin| pin.node == *node && pin.publish == Some(port)),
+            Placement::Replicas { publish, .. } => *publish == Some(port),
+        });
+        (first..=last).contains(&port.get()) && !fixed
+    }
+
     /// The fixed port; the one it has, while its spec is the same; else a free one, so that old and new live side by side.
     fn port(
         &self,
@@ -338,8 +348,9 @@ impl<'a> Board<'a> {
         if let Some(previous) = previous.filter(|p| p.spec == *spec && !p.pinned_port) {
             return Some(previous.host_port);
         }
-        if let Some(port) = id.and_then(|id| self.running.get(&(id, node, spec))) {
-            return Some(*port);
+        let running = id.and_then(|id| self.running.get(&(id, node, spec))).copied();
+        if let Some(port) = running.filter(|port| self.may_be_allotted(node, *port)) {
+            return Some(port);
         }
         let unused = BTreeSet::new();
         let used = self.ports.get(node).unwrap_or(&unused);
