@@ -12,8 +12,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    inventory::{ContainerState, Node, NodeState, Snapshot, SpecHash},
-    model::{AppName, CloudId, InstanceId, Memory, NodeName, Port},
+    inventory::{Node, NodeState, Snapshot, SpecHash},
+    model::{AppName, InstanceId, Memory, NodeName, Port},
     plan::{App, Placement},
     release::Release,
 };
@@ -73,8 +73,6 @@ pub struct Placed {
 /// What placement looks at.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
-    /// Which containers are ours.
-    pub cloud: &'a CloudId,
     /// What is wanted.
     pub release: &'a Release,
     /// The world.
@@ -111,8 +109,6 @@ struct Board<'a> {
     placed: Placed,
     /// Host ports in use or spoken for, by node.
     ports: BTreeMap<&'a NodeName, BTreeSet<Port>>,
-    /// Host ports of running containers of ours, by what they are: going back to them needs no new one.
-    running: BTreeMap<(&'a InstanceId, &'a NodeName, &'a SpecHash), Port>,
     /// What is spoken for, by node.
     load: BTreeMap<NodeName, Load>,
 }
@@ -134,16 +130,6 @@ impl<'a> Board<'a> {
         for (node, container) in input.snapshot.containers() {
             ports.entry(&node.name).or_default().extend(container.published.values());
         }
-        let running = input
-            .snapshot
-            .containers()
-            .filter(|(_, container)| container.state == ContainerState::Running)
-            .filter_map(|(node, container)| {
-                let ours = container.ours.as_ref().filter(|ours| ours.cloud == *input.cloud)?;
-                let port = container.published.values().next().copied()?;
-                Some(((&ours.instance, &node.name, &ours.spec), port))
-            })
-            .collect();
         for assignment in input.previous.values() {
             ports.entry(&assignment.node).or_default().insert(assignment.host_port);
         }
@@ -163,7 +149,7 @@ impl<'a> Board<'a> {
                 Placement::Replicas { publish: None, .. } => {}
             }
         }
-        Self { input, placed: Placed::default(), ports, running, load: BTreeMap::new() }
+        Self { input, placed: Placed::default(), ports, load: BTreeMap::new() }
     }
 
     fn spec(&self, app: &AppName) -> SpecHash {
@@ -215,7 +201,7 @@ impl<'a> Board<'a> {
                 self.placed.unplaced.insert(id, why);
                 continue;
             }
-            if let Some(host_port) = self.port(Some(&id), &pin.node, pin.publish, previous, &spec) {
+            if let Some(host_port) = self.port(&pin.node, pin.publish, previous, &spec) {
                 self.assign(id, app, pin.node.clone(), host_port, pin.publish.is_some(), &spec);
             } else {
                 let [first, last] = self.input.ports;
@@ -239,7 +225,7 @@ impl<'a> Board<'a> {
             if !stays {
                 continue;
             }
-            let Some(host_port) = self.port(Some(id), &assignment.node, *publish, Some(assignment), &spec) else {
+            let Some(host_port) = self.port(&assignment.node, *publish, Some(assignment), &spec) else {
                 continue;
             };
             kept.insert(id.slot.get());
@@ -276,7 +262,7 @@ impl<'a> Board<'a> {
             let place = loop {
                 let Some(Reverse((_, at))) = best.pop() else { break None };
                 let node = candidates[at];
-                if let Some(host_port) = self.port(None, &node.name, *publish, None, &spec) {
+                if let Some(host_port) = self.port(&node.name, *publish, None, &spec) {
                     break Some((at, node, host_port));
                 }
             };
@@ -323,20 +309,9 @@ impl<'a> Board<'a> {
         })
     }
 
-    /// Whether a port is the manager's to give: in its range, and not one that the plan fixes there.
-    fn may_be_allotted(&self, node: &NodeName, port: Port) -> bool {
-        let [first, last] = self.input.ports;
-        let fixed = self.input.release.plan.apps.values().any(|app| match &app.placement {
-            Placement::Pinned(pins) => pins.iter().any(|pin| pin.node == *node && pin.publish == Some(port)),
-            Placement::Replicas { publish, .. } => *publish == Some(port),
-        });
-        (first..=last).contains(&port.get()) && !fixed
-    }
-
     /// The fixed port; the one it has, while its spec is the same; else a free one, so that old and new live side by side.
     fn port(
         &self,
-        id: Option<&InstanceId>,
         node: &NodeName,
         fixed: Option<Port>,
         previous: Option<&Assignment>,
@@ -347,10 +322,6 @@ impl<'a> Board<'a> {
         }
         if let Some(previous) = previous.filter(|p| p.spec == *spec && !p.pinned_port) {
             return Some(previous.host_port);
-        }
-        let running = id.and_then(|id| self.running.get(&(id, node, spec))).copied();
-        if let Some(port) = running.filter(|port| self.may_be_allotted(node, *port)) {
-            return Some(port);
         }
         let unused = BTreeSet::new();
         let used = self.ports.get(node).unwrap_or(&unused);

@@ -97,7 +97,6 @@ impl Cloud {
 
     fn decide(&self, previous: &Assignments) -> (Assignments, Vec<Action>) {
         let placed = schedule::place(schedule::Input {
-            cloud: &self.id,
             release: &self.release,
             snapshot: &self.snapshot,
             previous,

@@ -257,7 +257,6 @@ impl Loop {
         caution::forget_gone(&mut self.known.verified, &snapshot);
         let frozen = caution::unsure(&snapshot, self.started.elapsed());
         let placed = schedule::place(schedule::Input {
-            cloud: &self.parts.config.cloud,
             release: &release,
             snapshot: &snapshot,
             previous: &self.known.assignments,

@@ -265,7 +265,6 @@ impl Manager {
     fn preview(&self, release: &Release, overview: &Overview) -> Vec<Change> {
         let snapshot = self.0.nodes.snapshot();
         let Placed { assignments, unplaced } = schedule::place(schedule::Input {
-            cloud: &self.config().cloud,
             release,
             snapshot: &snapshot,
             previous: &overview.remembered.assignments,

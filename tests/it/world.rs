@@ -108,7 +108,6 @@ impl Sim {
 
     fn place(&mut self) -> Placed {
         let placed = schedule::place(schedule::Input {
-            cloud: &self.cloud,
             release: &self.release,
             snapshot: &self.snapshot,
             previous: &self.assignments,
@@ -401,24 +400,6 @@ fn a_new_container_that_does_not_answer_leaves_the_old_ones_alone() {
     }
     assert!(sim.ours().is_superset(&before));
     assert_eq!(sim.table, table, "requests go where they went");
-}
-
-#[test]
-fn going_back_to_what_still_runs_starts_nothing() {
-    let text = |tag| format!("[apps.shop]\nimage = \"shop:v{tag}\"\nreplicas = 2\n");
-    let mut sim = Sim::new(2, release(1, &text(1)));
-    sim.settle();
-    let before = sim.ours();
-    sim.deploy(release(2, &text(2)));
-    // Nobody sees the new ones answer.
-    for _ in 0..3 {
-        sim.step();
-        sim.verified.retain(|name, _| before.contains(name));
-    }
-    sim.deploy(release(3, &text(1)));
-    let order: Vec<_> = sim.settle().iter().map(ToString::to_string).collect();
-    assert_eq!(order, ["- stop shop.1 on node1 (replaced)", "- stop shop.2 on node2 (replaced)"]);
-    assert_eq!(sim.ours(), before);
 }
 
 #[test]
