@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -16,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::config::Config;
 use crate::{
-    model::{AppName, Timestamp},
+    model::{AppName, Port, Timestamp},
+    remote::connections,
     remote::varnish::{Health, Loaded, Varnish, VarnishError},
     routing::{
         RoutingTable,
@@ -244,7 +246,12 @@ impl Inner {
             *wanted = Some(generation);
             return Ok(Applied::default());
         };
+        let left = wanted.as_deref().map(|before| left(&before.table, table)).unwrap_or_default();
+        let ending = (!left.is_empty()).then(|| tokio::spawn(end_shut(left)));
         let result = self.install(varnish, &generation).await;
+        if let (Err(_), Some(ending)) = (&result, ending) {
+            ending.abort();
+        }
         match &result {
             Ok(_) => {
                 // What runs is prepared no more: once it is out of use it goes, and its probes with it.
@@ -267,8 +274,7 @@ impl Inner {
 
     async fn prepare(&self, table: &RoutingTable) {
         let (Some(varnish), Ok(generation)) = (&self.varnish, Generation::of(table)) else { return };
-        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) =
-            generation.apps.values().map(|(name, _)| name.clone()).collect();
+        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = generation.names();
         for (name, text) in generation.apps.values() {
             // One at a time: what has to run now goes first.
             let _one = self.wanted.lock().await;
@@ -278,6 +284,30 @@ impl Inner {
                 _ = varnish.load_cold(name, &path).await;
             }
         }
+        _ = self.prepare_root(varnish, &generation).await;
+    }
+
+    /// The root names labels, which have to be there: new ones stand for nothing until the table is applied.
+    async fn prepare_root(&self, varnish: &Varnish, generation: &Generation) -> Result<(), GatewayError> {
+        let _one = self.wanted.lock().await;
+        let loaded = varnish.list().await?;
+        let (root, text) = &generation.root;
+        let there = |name: &str| loaded.iter().any(|l| l.name == name);
+        if there(root) {
+            return Ok(());
+        }
+        if !there(vcl::NOTHING) {
+            self.load_nothing(varnish).await?;
+        }
+        for label in generation.apps.keys().map(vcl::label).filter(|label| !there(label)) {
+            varnish.label(&label, vcl::NOTHING).await?;
+        }
+        self.load(varnish, "the routes", root, text, &mut Applied::default()).await
+    }
+
+    async fn load_nothing(&self, varnish: &Varnish) -> Result<(), GatewayError> {
+        let text = include_str!("../../templates/empty.vcl");
+        self.load(varnish, "no routes", vcl::NOTHING, text, &mut Applied::default()).await
     }
 
     /// Loads what is missing, moves labels, uses the root, forgets the rest. At any moment what runs is whole.
@@ -368,7 +398,8 @@ impl Inner {
     async fn tidy(&self, varnish: &Varnish, keep: &BTreeSet<String>) -> Result<Vec<String>, GatewayError> {
         let loaded = varnish.list().await?;
         let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let keep: BTreeSet<String> = keep.union(&prepared).cloned().collect();
+        let mut keep: BTreeSet<String> = keep.union(&prepared).cloned().collect();
+        keep.insert(vcl::NOTHING.to_owned());
         let mut old: Vec<_> = loaded
             .into_iter()
             .filter(|l| l.name.starts_with(vcl::PREFIX) && !keep.contains(&l.name) && !l.active)
@@ -412,8 +443,17 @@ impl Inner {
             } else if process != seen || !up || due {
                 looked = Some(Instant::now());
                 self.look(varnish).await;
+                self.stand_by(varnish).await;
             }
             seen = process;
+        }
+    }
+
+    /// Has what labels stand for at first compiled before anybody waits for it.
+    async fn stand_by(&self, varnish: &Varnish) {
+        let _one = self.wanted.lock().await;
+        if varnish.list().await.is_ok_and(|loaded| !loaded.iter().any(|l| l.name == vcl::NOTHING)) {
+            _ = self.load_nothing(varnish).await;
         }
     }
 
@@ -454,6 +494,26 @@ impl Inner {
             }
             !same
         });
+    }
+}
+
+/// Where nothing is served from any more.
+fn left(before: &RoutingTable, now: &RoutingTable) -> BTreeSet<(IpAddr, Port)> {
+    let all = |table: &RoutingTable| -> BTreeSet<_> {
+        table.apps.values().flat_map(|app| app.backends.values()).map(|b| (b.address, b.port)).collect()
+    };
+    all(before).difference(&all(now)).copied().collect()
+}
+
+/// While varnishd forgets these backends: it closes a connection in its pool and waits for the other side to do so too.
+async fn end_shut(left: BTreeSet<(IpAddr, Port)>) {
+    for pause in [300, 700, 2000, 7000, 20_000] {
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        for (address, port) in &left {
+            if let Err(error) = connections::end_shut(*address, port.get()).await {
+                tracing::debug!(%address, %port, %error, "connections that were shut stay until the other side ends them");
+            }
+        }
     }
 }
 

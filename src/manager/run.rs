@@ -22,7 +22,7 @@ use crate::{
     reconcile::{self, Action, Hold, World},
     release::Release,
     remote::connections,
-    routing::{RoutingTable, routes},
+    routing::{AppRouting, RoutingTable, routes},
     schedule::{self, Unplaced},
 };
 
@@ -92,7 +92,7 @@ pub(super) struct Parts {
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// How long a backend that answers waits for others, so that they are routed together.
-const TOGETHER: Duration = Duration::from_millis(250);
+const TOGETHER: Duration = Duration::from_millis(400);
 
 struct Loop {
     parts: Parts,
@@ -286,7 +286,6 @@ impl Loop {
             last: &self.known.table,
         });
         self.remember();
-        self.route();
         let wanted: BTreeSet<String> = self
             .known
             .assignments
@@ -311,6 +310,8 @@ impl Loop {
         for action in decision.actions {
             self.set_going(action);
         }
+        // After the actions: what is on its way is worth waiting for.
+        self.route();
         let routed = self.applied.as_ref() == Some(&self.known.table);
         let failures = self.failures(&wanted);
         let gateway = self.gateway_error.as_ref().map(|(why, _)| why.clone());
@@ -397,7 +398,7 @@ impl Loop {
             self.growing = None;
             return;
         }
-        if self.may_grow() && self.growing.get_or_insert_with(Instant::now).elapsed() < TOGETHER {
+        if self.may_grow() && (!self.gains() || self.growing.get_or_insert_with(Instant::now).elapsed() < TOGETHER) {
             return;
         }
         self.growing = None;
@@ -409,17 +410,26 @@ impl Loop {
         });
     }
 
-    /// Whether all that is new is more backends, and more may come at once: each load costs a compilation.
+    /// Whether all that is new is more backends and applications, and more may come at once: each load costs a
+    /// compilation.
     fn may_grow(&self) -> bool {
         let coming = self.running.values().any(|(action, _)| !matches!(action, Action::Stop { .. }));
         let Some(applied) = self.applied.as_ref().filter(|_| coming) else { return false };
-        let table = &self.known.table;
-        applied.apps.keys().eq(table.apps.keys())
-            && applied.apps.iter().zip(table.apps.values()).all(|((_, before), now)| {
-                let mut grown = before.clone();
-                grown.backends.clone_from(&now.backends);
-                grown == *now && before.backends.iter().all(|(name, backend)| now.backends.get(name) == Some(backend))
-            })
+        applied.apps.iter().all(|(name, before)| {
+            let Some(now) = self.known.table.apps.get(name) else { return false };
+            let mut grown = before.clone();
+            grown.backends.clone_from(&now.backends);
+            grown == *now && before.backends.iter().all(|(name, backend)| now.backends.get(name) == Some(backend))
+        })
+    }
+
+    /// Whether the table has a backend that the gateway lacks.
+    fn gains(&self) -> bool {
+        let has = |app: &AppName| self.applied.as_ref().and_then(|applied| applied.apps.get(app));
+        let lacks = |(app, new): (&AppName, &AppRouting)| {
+            new.backends.keys().any(|name| has(app).is_none_or(|old| !old.backends.contains_key(name)))
+        };
+        self.known.table.apps.iter().any(lacks)
     }
 
     fn cancel_unwanted(&self, wanted: &BTreeSet<String>) {

@@ -19,6 +19,9 @@ use crate::model::AppName;
 /// What every VCL and label of ours is called: others' are never touched.
 pub const PREFIX: &str = "matrix_";
 
+/// What a label stands for before its application's VCL is in use: `templates/empty.vcl`.
+pub const NOTHING: &str = "matrix_nothing";
+
 /// Why a table has no VCL.
 #[derive(Debug, thiserror::Error)]
 pub enum VclError {

@@ -67,7 +67,8 @@ impl Edge {
     }
     fn ours(&self) -> Vec<String> {
         let list = self.admin(&["vcl.list"]).unwrap();
-        let line = |l: &str| l.split_whitespace().find(|w| w.starts_with("matrix_")).map(str::to_owned);
+        let ours = |w: &&str| w.starts_with("matrix_") && *w != matrix::routing::vcl::NOTHING;
+        let line = |l: &str| l.split_whitespace().find(ours).map(str::to_owned);
         list.lines().filter(|l| !l.starts_with("discarded")).filter_map(line).collect()
     }
     fn config(&self) -> Config {
@@ -230,8 +231,9 @@ async fn only_what_changed_is_loaded_and_the_rest_forgotten() {
     assert_eq!(applied.discarded.len(), 3, "what the manager before has left: {applied:?}");
     assert_eq!(edge.ours().len(), 3, "{:?}", edge.ours());
     assert!(edge.admin(&["vcl.list"]).unwrap().contains("foreign"), "others' VCL stays");
-    let files = std::fs::read_dir(edge.config().run.join("vcl")).unwrap().count();
-    assert_eq!(files, 2);
+    let files = std::fs::read_dir(edge.config().run.join("vcl")).unwrap();
+    let nothing = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(matrix::routing::vcl::NOTHING);
+    assert_eq!(files.filter(|f| !nothing(&f.as_ref().unwrap().file_name())).count(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,15 +291,57 @@ async fn what_was_prepared_is_not_compiled_again_and_serves_at_once() {
                 let mut stream = stream;
                 std::thread::spawn(move || std::io::copy(&mut back, &mut stream));
                 _ = std::io::copy(&mut here, &mut there);
+                _ = there.shutdown(std::net::Shutdown::Both);
             });
         }
     });
     let applied = gateway.apply(&coming).await.unwrap();
     assert_eq!(applied.loaded, Vec::<String>::new(), "compiled before");
     assert_eq!(edge.get("/shop").0, 200);
+    // A new application's root is ready as well, and its label stands for nothing until then.
+    let more = table([app("shop", &[a.port]), app("blog", &[a.port])]);
+    gateway.prepare(&more).await;
+    assert_eq!((edge.get("/shop").0, edge.get("/blog").0), (200, 404));
+    let applied = gateway.apply(&more).await.unwrap();
+    assert_eq!((applied.loaded, applied.labels, applied.root), (Vec::new(), 2, true));
+    assert_eq!(edge.get("/blog"), (200, "a".to_owned()));
+    gateway.prepare(&table([app("shop", &[a.port, port]), app("blog", &[a.port]), app("docs", &[a.port])])).await;
     // Out of use, it goes like any other: the next start finds no VCL that has probed what was not there.
     let applied = gateway.apply(&table([app("shop", &[])])).await.unwrap();
     assert!(applied.discarded.iter().any(|name| name.contains("vcl_")), "{applied:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_never_ends_its_connections_stops_no_change() {
+    if !root() {
+        return eprintln!("only root may end other programs' connections: not tried");
+    }
+    let edge = Edge::start();
+    let a = server("a");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let frozen = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        // It answers once, and is then as one that was stopped with SIGSTOP.
+        let mut all = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 4096];
+            _ = stream.read(&mut request);
+            _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nf");
+            all.push(stream);
+        }
+    });
+    let gateway = Gateway::start(&edge.config(), CancellationToken::new());
+    gateway.apply(&table([app("shop", &[frozen])])).await.unwrap();
+    assert_eq!(edge.get("/shop"), (200, "f".to_owned()));
+    gateway.apply(&table([app("shop", &[a.port])])).await.unwrap();
+    let begun = Instant::now();
+    gateway.apply(&table([app("shop", &[a.port]), app("blog", &[a.port])])).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(edge.get("/blog"), (200, "a".to_owned()));
+}
+
+fn root() -> bool {
+    std::os::unix::fs::MetadataExt::uid(&std::fs::metadata("/proc/self").unwrap()) == 0
 }
 
 #[tokio::test(flavor = "multi_thread")]
