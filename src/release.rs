@@ -2,6 +2,8 @@
 //!
 //! Does not look at the world: digests are handed in by who looked them up.
 
+mod rollout;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +13,8 @@ use crate::{
     model::{AppName, Digest, ImageRef, Repository, Timestamp},
     plan::{App, Plan},
 };
+
+pub use rollout::{Ending, Phase, Rollout, State};
 
 /// An immutable release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -83,6 +83,37 @@ pub struct Input<'a> {
     pub ports: [u16; 2],
     /// Whether instances of lost nodes stay where they are: the manager is unsure.
     pub frozen: bool,
+    /// What runs beside it for a while.
+    pub beside: &'a Beside,
+}
+
+/// What runs beside a release until that is active: room and ports are taken.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Beside {
+    /// Host ports by node.
+    pub ports: BTreeMap<NodeName, BTreeSet<Port>>,
+    /// Bytes of memory and thousandths of processors by node.
+    pub load: BTreeMap<NodeName, (u64, u64)>,
+}
+
+impl Beside {
+    /// Nothing.
+    pub const NOTHING: Self = Self { ports: BTreeMap::new(), load: BTreeMap::new() };
+
+    /// What `active` runs at these places and `next` makes anew or drops.
+    pub fn of(active: &Release, places: &Assignments, next: &Release) -> Self {
+        let mut beside = Self::default();
+        for (id, place) in places {
+            beside.ports.entry(place.node.clone()).or_default().insert(place.host_port);
+            let Some(app) = active.plan.apps.get(&id.app) else { continue };
+            if active.spec(&id.app) != next.spec(&id.app) {
+                let load = beside.load.entry(place.node.clone()).or_default();
+                load.0 += app.memory.map_or(0, Memory::bytes);
+                load.1 += app.cpus.map_or(0, |c| u64::from(c.millis()));
+            }
+        }
+        beside
+    }
 }
 
 /// Gives every wanted instance a node and a host port.
@@ -149,7 +180,13 @@ impl<'a> Board<'a> {
                 Placement::Replicas { publish: None, .. } => {}
             }
         }
-        Self { input, placed: Placed::default(), ports, load: BTreeMap::new() }
+        for (node, taken) in &input.beside.ports {
+            ports.entry(node).or_default().extend(taken);
+        }
+        let spoken = |(node, (memory, cpu_millis)): (&NodeName, &(u64, u64))| {
+            (node.clone(), Load { memory: *memory, cpu_millis: *cpu_millis, ..Load::default() })
+        };
+        Self { input, placed: Placed::default(), ports, load: input.beside.load.iter().map(spoken).collect() }
     }
 
     fn spec(&self, app: &AppName) -> SpecHash {

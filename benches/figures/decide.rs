@@ -102,6 +102,7 @@ impl Cloud {
             previous,
             ports: [20000, 29999],
             frozen: false,
+            beside: &schedule::Beside::NOTHING,
         });
         let decision = reconcile::diff(World {
             cloud: &self.id,

@@ -262,6 +262,7 @@ impl Loop {
             previous: &self.known.assignments,
             ports: self.parts.config.ports,
             frozen: frozen.is_some(),
+            beside: &schedule::Beside::NOTHING,
         });
         self.known.assignments = placed.assignments;
         let verified: BTreeMap<_, _> = self.known.verified.iter().map(|(n, a)| (n.clone(), a.status)).collect();

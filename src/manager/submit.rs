@@ -270,6 +270,7 @@ impl Manager {
             previous: &overview.remembered.assignments,
             ports: self.config().ports,
             frozen: overview.progress.frozen.is_some(),
+            beside: &schedule::Beside::NOTHING,
         });
         let verified = overview.remembered.verified.iter().map(|(n, a)| (n.clone(), a.status)).collect();
         let world = World {

@@ -113,6 +113,7 @@ impl Sim {
             previous: &self.assignments,
             ports: [20000, 20100],
             frozen: false,
+            beside: &schedule::Beside::NOTHING,
         });
         self.assignments = placed.assignments.clone();
         placed
