@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use matrix::{
-    inventory::{Admission, Container, ContainerState, Engine, HostKey, Node, NodeState, Snapshot},
+    inventory::{Admission, Container, ContainerState, Engine, HostKey, Intake, Node, NodeState, Snapshot},
     model::{CloudId, Memory, NodeName, Timestamp},
     plan,
     reconcile::{self, Action, World},
@@ -163,5 +163,7 @@ fn node(number: usize) -> Res<Node> {
         }),
         containers: Vec::new(),
         trouble: None,
+        intake: Intake::Open,
+        disk_full: false,
     })
 }

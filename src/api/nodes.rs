@@ -163,6 +163,7 @@ impl From<NodesError> for ApiError {
     fn from(error: NodesError) -> Self {
         let status = match &error {
             NodesError::Unknown { .. } => StatusCode::NOT_FOUND,
+            NodesError::NotAdmitted { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             NodesError::OtherKey { .. } => StatusCode::CONFLICT,
             NodesError::Ssh(_) | NodesError::Engine(_) | NodesError::Store(_) => StatusCode::BAD_GATEWAY,
         };

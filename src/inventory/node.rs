@@ -98,6 +98,21 @@ impl NodeState {
     }
 }
 
+/// Whether instances are placed on a node, as an operator said it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Intake {
+    /// They are.
+    #[default]
+    Open,
+    /// Nothing new is placed there; what runs there stays.
+    Cordoned,
+    /// Nothing new is placed there, and what can move away does.
+    Draining,
+    /// It was removed: whatever the policy says, only an operator admits it again.
+    Removed,
+}
+
 /// What its engine says of itself and its machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Engine {
@@ -117,6 +132,15 @@ pub struct Engine {
     pub os: String,
     /// `amd64`, in OCI's words.
     pub architecture: String,
+}
+
+impl Engine {
+    /// How full the disk is, in percent; none where it is not known.
+    pub fn disk_used(&self) -> Option<u8> {
+        let (free, total) = self.disk_free.zip(self.disk_total).filter(|(_, total)| *total > 0)?;
+        let used = u128::from(total - free.min(total)) * 100 / u128::from(total);
+        u8::try_from(used).ok()
+    }
 }
 
 /// A node as it is known.
@@ -142,6 +166,12 @@ pub struct Node {
     pub containers: Vec<Container>,
     /// Why it is not ready, for people.
     pub trouble: Option<String>,
+    /// Whether instances are placed there.
+    #[serde(default)]
+    pub intake: Intake,
+    /// Whether its disk is too full for anything new.
+    #[serde(default)]
+    pub disk_full: bool,
 }
 
 impl Node {
@@ -159,5 +189,18 @@ impl Node {
     /// Whether it is admitted and answers.
     pub fn is_ready(&self) -> bool {
         matches!(self.admission, Admission::Admitted { .. }) && matches!(self.state, NodeState::Ready)
+    }
+    /// Why nothing new is placed there, to follow its name; none: something may be, while it is ready.
+    pub fn refuses(&self) -> Option<&'static str> {
+        match self.intake {
+            Intake::Cordoned => Some("is cordoned"),
+            Intake::Draining => Some("is drained"),
+            Intake::Removed => Some("is removed"),
+            Intake::Open => self.disk_full.then_some("has a full disk"),
+        }
+    }
+    /// Whether something new may be placed there now.
+    pub fn takes_instances(&self) -> bool {
+        self.is_ready() && self.refuses().is_none()
     }
 }

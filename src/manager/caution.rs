@@ -82,7 +82,7 @@ pub(super) fn moved<'a>(
 mod tests {
     use super::*;
     use crate::{
-        inventory::{Container, HostKey},
+        inventory::{Container, HostKey, Intake},
         model::Timestamp,
     };
 
@@ -113,6 +113,8 @@ mod tests {
                 engine: None,
                 containers: vec![container],
                 trouble: None,
+                intake: Intake::Open,
+                disk_full: false,
             };
             (name, node)
         });

@@ -42,6 +42,8 @@ pub struct Config {
     pub registry: Registry,
     /// Host ports the manager may allot on a node, first and last.
     pub ports: [u16; 2],
+    /// Nothing new is placed on a node whose disk is as full as this, in percent.
+    pub disk_limit: u8,
     /// The gateway's Varnish; none: nothing is routed.
     pub varnish: Option<Varnish>,
     /// The plan that is read at the start, when no release is there yet.
@@ -135,6 +137,7 @@ impl Default for Config {
             nodes: Vec::new(),
             registry: Registry::default(),
             ports: [20000, 29999],
+            disk_limit: 90,
             varnish: None,
             plan: None,
         }

@@ -5,6 +5,7 @@
 mod admission;
 mod discover;
 mod error;
+mod intake;
 mod supervise;
 
 use std::{
@@ -20,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     inventory::{
-        Admission, Container, ContainerState, Engine, HostKey, Node, NodeState, Seen, Snapshot, lease::Leases,
+        Admission, Container, ContainerState, Engine, HostKey, Intake, Node, NodeState, Seen, Snapshot, lease::Leases,
     },
     model::{CloudId, NodeName, Port, Timestamp},
     remote::{
@@ -235,6 +236,7 @@ impl Nodes {
         tracing::info!(node = %name, address = %node.address, %key, "admitted");
         self.update(name, |node| {
             node.admission = Admission::Admitted { key };
+            node.intake = if node.intake == Intake::Removed { Intake::Open } else { node.intake };
             node.trouble = None;
         });
         Ok(())

@@ -29,6 +29,7 @@ const KEYS: &[&str] = &[
     "nodes",
     "registry",
     "ports",
+    "disk_limit",
     "varnish",
     "plan",
 ];
@@ -75,6 +76,10 @@ fn config(root: &DeTable<'_>, found: &mut Notes) -> Config {
     set(&file, "ports", &mut config.ports, found);
     if let Some(v) = file.get("ports").filter(|_| config.ports[0] == 0 || config.ports[0] > config.ports[1]) {
         found.error(v.span(), "ports is the first and the last, from 1 to 65535").hint("as in ports = [20000, 29999]");
+    }
+    set(&file, "disk_limit", &mut config.disk_limit, found);
+    if let Some(v) = file.get("disk_limit").filter(|_| !(1..=100).contains(&config.disk_limit)) {
+        found.error(v.span(), "disk_limit is a percentage from 1 to 100");
     }
     if let Some(ssh) = section(&file, "ssh", SSH, found) {
         set(&ssh, "user", &mut config.ssh.user, found);

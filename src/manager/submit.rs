@@ -264,7 +264,7 @@ impl Manager {
     /// What would change if this were the release.
     fn preview(&self, release: &Release, overview: &Overview) -> Vec<Change> {
         let snapshot = self.0.nodes.snapshot();
-        let Placed { assignments, unplaced } = schedule::place(schedule::Input {
+        let Placed { assignments, unplaced, .. } = schedule::place(schedule::Input {
             release,
             snapshot: &snapshot,
             previous: &overview.remembered.assignments,

@@ -8,6 +8,7 @@ mod image;
 mod layers;
 mod leases;
 mod nodes;
+mod operating;
 mod plan;
 mod rig_sshd;
 mod sessions;

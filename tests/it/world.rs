@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use matrix::{
     inventory::{
-        Admission, Container, ContainerSpec, ContainerState, Engine, HostKey, Node, NodeState, Ours, Snapshot, SpecHash,
+        Admission, Container, ContainerSpec, ContainerState, Engine, HostKey, Intake, Node, NodeState, Ours, Snapshot,
+        SpecHash,
     },
     model::{CloudId, Memory, NodeName, Port, Timestamp},
     plan,
@@ -18,13 +19,13 @@ use proptest::prelude::*;
 
 /// A cloud without wires: what actions do to it is written down at once.
 #[derive(Debug, Clone)]
-struct Sim {
+pub struct Sim {
     cloud: CloudId,
-    snapshot: Snapshot,
-    assignments: Assignments,
+    pub snapshot: Snapshot,
+    pub assignments: Assignments,
     verified: BTreeMap<String, Option<u16>>,
-    table: RoutingTable,
-    release: Release,
+    pub table: RoutingTable,
+    pub release: Release,
     previous: Option<Release>,
     ids: u64,
 }
@@ -56,10 +57,12 @@ fn node(number: usize) -> Node {
         }),
         containers: Vec::new(),
         trouble: None,
+        intake: Intake::Open,
+        disk_full: false,
     }
 }
 
-fn release(number: u64, text: &str) -> Release {
+pub fn release(number: u64, text: &str) -> Release {
     let plan = plan::read("test.plan", text).unwrap_or_else(|e| panic!("{text}\n{e:?}")).plan;
     let images = plan
         .apps
@@ -74,7 +77,7 @@ fn release(number: u64, text: &str) -> Release {
 }
 
 impl Sim {
-    fn new(nodes: usize, release: Release) -> Self {
+    pub fn new(nodes: usize, release: Release) -> Self {
         let nodes = (1..=nodes).map(node).map(|n| (n.name.clone(), n)).collect();
         Self {
             cloud: CloudId::try_from("test").unwrap(),
@@ -88,7 +91,7 @@ impl Sim {
         }
     }
 
-    fn deploy(&mut self, release: Release) {
+    pub fn deploy(&mut self, release: Release) {
         self.previous = Some(std::mem::replace(&mut self.release, release));
     }
 
@@ -106,7 +109,7 @@ impl Sim {
         }
     }
 
-    fn place(&mut self) -> Placed {
+    pub fn place(&mut self) -> Placed {
         let placed = schedule::place(schedule::Input {
             release: &self.release,
             snapshot: &self.snapshot,
@@ -120,7 +123,7 @@ impl Sim {
     }
 
     /// One turn of the loop; answers the actions, done already.
-    fn step(&mut self) -> (Vec<Action>, bool) {
+    pub fn step(&mut self) -> (Vec<Action>, bool) {
         self.place();
         let holds = BTreeMap::new();
         let decision = diff(self.world(&holds));
@@ -170,7 +173,7 @@ impl Sim {
     }
 
     /// Turns until there is nothing to do.
-    fn settle(&mut self) -> Vec<Action> {
+    pub fn settle(&mut self) -> Vec<Action> {
         let mut all = Vec::new();
         for _ in 0..200 {
             let serving_before: BTreeMap<_, _> =
@@ -196,7 +199,7 @@ impl Sim {
         }
     }
 
-    fn ours(&self) -> BTreeSet<String> {
+    pub fn ours(&self) -> BTreeSet<String> {
         self.snapshot
             .containers()
             .filter(|(_, c)| c.ours.as_ref().is_some_and(|o| o.cloud == self.cloud))
@@ -204,7 +207,7 @@ impl Sim {
             .collect()
     }
 
-    fn wanted(&self) -> BTreeSet<String> {
+    pub fn wanted(&self) -> BTreeSet<String> {
         self.assignments
             .iter()
             .filter(|(_, a)| self.snapshot.nodes[&a.node].is_ready())
@@ -243,7 +246,7 @@ fn foreign(number: u64, cloud: Option<&str>, port: u16) -> Container {
 }
 
 /// A valid plan for up to four nodes: each application is pinned or spread, its image has one of three tags.
-fn any_plan() -> impl Strategy<Value = String> {
+pub fn any_plan() -> impl Strategy<Value = String> {
     let app = (1..4u32, prop::bool::ANY, prop::collection::btree_set(1..=4usize, 1..4), 0..5u32, prop::bool::ANY);
     prop::collection::btree_map("[a-d]", app, 1..4).prop_map(|apps| {
         let mut text = String::new();

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    inventory::{Admission, HostKey, Node, NodeState},
+    inventory::{Admission, HostKey, Intake, Node, NodeState},
     manager::config::AdmissionPolicy,
     model::{MacAddr, NodeName, Timestamp},
     store::{Change, Store, StoreError, get_json, list_json},
@@ -26,11 +26,16 @@ pub(super) struct Pinned {
     pub(super) engine_id: Option<String>,
     /// When it was admitted.
     pub(super) admitted: Timestamp,
+    /// Whether instances are placed there.
+    #[serde(default)]
+    pub(super) intake: Intake,
 }
 
 impl Pinned {
     pub(super) fn new(key: HostKey, node: &Node) -> Self {
-        Self { key, address: node.address, mac: node.mac, engine_id: None, admitted: Timestamp::now() }
+        // A node that comes back to be one takes instances; one whose key changed is as it was.
+        let intake = if node.intake == Intake::Removed { Intake::Open } else { node.intake };
+        Self { key, address: node.address, mac: node.mac, engine_id: None, admitted: Timestamp::now(), intake }
     }
 }
 
@@ -72,6 +77,8 @@ pub(super) fn known(name: NodeName, pinned: &Pinned) -> Node {
         engine: None,
         containers: Vec::new(),
         trouble: None,
+        intake: pinned.intake,
+        disk_full: false,
     }
 }
 

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
-    inventory::{Admission, Node, NodeState, lease::Leases},
+    inventory::{Admission, Intake, Node, NodeState, lease::Leases},
     manager::config::StaticNode,
     model::{MacAddr, NodeName, Timestamp},
 };
@@ -101,6 +101,8 @@ fn candidate(name: NodeName, found: &Found) -> Node {
         engine: None,
         containers: Vec::new(),
         trouble: None,
+        intake: Intake::Open,
+        disk_full: false,
     }
 }
 

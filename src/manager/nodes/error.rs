@@ -15,6 +15,12 @@ pub enum NodesError {
         /// The name.
         node: NodeName,
     },
+    /// It is seen, and no node.
+    #[error("{node} is not admitted")]
+    NotAdmitted {
+        /// The machine.
+        node: NodeName,
+    },
     /// The key is not the one that was looked at before.
     #[error("{node} offers the host key {offered}, not {expected}")]
     OtherKey {
@@ -44,6 +50,7 @@ impl NodesError {
                 "matrix nodes lists those that have a lease or are named in matrix.toml; does it send its host name?"
                     .to_owned(),
             ),
+            Self::NotAdmitted { node } => Some(format!("matrix nodes admit {node}")),
             Self::OtherKey { node, .. } => {
                 Some(format!("look at the key on {node} itself: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"))
             }

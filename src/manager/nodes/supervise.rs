@@ -336,6 +336,7 @@ async fn follow_events(nodes: &Nodes, watched: &Watched, engine: &EngineClient, 
 }
 
 async fn follow_figures(nodes: &Nodes, name: &NodeName, session: &Session, engine: &EngineClient) -> Infallible {
+    let limit = nodes.disk_limit();
     loop {
         if let Ok(root) = engine.root_dir().await {
             let disk = session.disk(root.as_deref().unwrap_or("/var/lib/docker")).await;
@@ -349,6 +350,7 @@ async fn follow_figures(nodes: &Nodes, name: &NodeName, session: &Session, engin
                     }
                     if let Some(engine) = &mut node.engine {
                         (engine.disk_free, engine.disk_total) = disk.unzip();
+                        node.disk_full = engine.disk_used().is_some_and(|used| used >= limit);
                     }
                 });
             }

@@ -1,143 +1,25 @@
-//! Which node gets which instance, and on which host port.
+//! Load and ports of nodes while places are given, one instance after another.
 //!
-//! No I/O, no clock, no chance: what is placed stays where it is while it can; ties break by name.
+//! Never takes back a place it gave.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
-    fmt,
     num::NonZeroU32,
 };
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
-    inventory::{Node, NodeState, Snapshot, SpecHash},
+    inventory::{Admission, Intake, Node, NodeState, SpecHash},
     model::{AppName, InstanceId, Memory, NodeName, Port},
     plan::{App, Placement},
-    release::Release,
 };
 
-/// An instance's place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Assignment {
-    /// The node.
-    pub node: NodeName,
-    /// The host port.
-    pub host_port: Port,
-    /// Whether the plan fixed the host port.
-    pub pinned_port: bool,
-    /// What its container is made from.
-    pub spec: SpecHash,
-}
-
-/// Every instance's place.
-pub type Assignments = BTreeMap<InstanceId, Assignment>;
-
-/// Why an instance has no place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Unplaced {
-    /// The plan names a node nobody has seen.
-    UnknownNode(NodeName),
-    /// The plan names a node that is not admitted.
-    NotAdmitted(NodeName),
-    /// No node is ready.
-    NoNode,
-    /// Every ready node lacks memory, processors or a free port.
-    NoRoom {
-        /// What each lacks, for people.
-        why: String,
-    },
-}
-impl fmt::Display for Unplaced {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownNode(node) => write!(f, "{node} is not known: no lease and no configuration names it"),
-            Self::NotAdmitted(node) => write!(f, "{node} is not admitted (`matrix nodes admit {node}`)"),
-            Self::NoNode => f.write_str("no node is ready"),
-            Self::NoRoom { why } => write!(f, "no node has room: {why}"),
-        }
-    }
-}
-
-/// Places, and what found none.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Placed {
-    /// Every instance that has a place.
-    pub assignments: Assignments,
-    /// Every instance that has none.
-    pub unplaced: BTreeMap<InstanceId, Unplaced>,
-}
-
-/// What placement looks at.
-#[derive(Debug, Clone, Copy)]
-pub struct Input<'a> {
-    /// What is wanted.
-    pub release: &'a Release,
-    /// The world.
-    pub snapshot: &'a Snapshot,
-    /// Where instances were placed before.
-    pub previous: &'a Assignments,
-    /// The host ports that may be allotted, first and last.
-    pub ports: [u16; 2],
-    /// Whether instances of lost nodes stay where they are: the manager is unsure.
-    pub frozen: bool,
-    /// What runs beside it for a while.
-    pub beside: &'a Beside,
-}
-
-/// What runs beside a release until that is active: room and ports are taken.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Beside {
-    /// Host ports by node.
-    pub ports: BTreeMap<NodeName, BTreeSet<Port>>,
-    /// Bytes of memory and thousandths of processors by node.
-    pub load: BTreeMap<NodeName, (u64, u64)>,
-}
-
-impl Beside {
-    /// Nothing.
-    pub const NOTHING: Self = Self { ports: BTreeMap::new(), load: BTreeMap::new() };
-
-    /// What `active` runs at these places and `next` makes anew or drops.
-    pub fn of(active: &Release, places: &Assignments, next: &Release) -> Self {
-        let mut beside = Self::default();
-        for (id, place) in places {
-            beside.ports.entry(place.node.clone()).or_default().insert(place.host_port);
-            let Some(app) = active.plan.apps.get(&id.app) else { continue };
-            if active.spec(&id.app) != next.spec(&id.app) {
-                let load = beside.load.entry(place.node.clone()).or_default();
-                load.0 += app.memory.map_or(0, Memory::bytes);
-                load.1 += app.cpus.map_or(0, |c| u64::from(c.millis()));
-            }
-        }
-        beside
-    }
-}
-
-/// Gives every wanted instance a node and a host port.
-pub fn place(input: Input<'_>) -> Placed {
-    let mut board = Board::new(input);
-    let apps = &input.release.plan.apps;
-    // Fixed places first: what floats goes around them.
-    let (pinned, floating): (Vec<_>, Vec<_>) =
-        apps.iter().partition(|(_, app)| matches!(app.placement, Placement::Pinned(_)));
-    for (name, app) in pinned {
-        board.pinned(name, app);
-    }
-    // What stays, of every application, before anything new: nobody's place is given away.
-    let missing: Vec<_> = floating.into_iter().map(|(name, app)| (name, app, board.keep(name, app))).collect();
-    for (name, app, slots) in missing {
-        board.fill(name, app, slots);
-    }
-    board.placed
-}
+use super::{Assignment, Input, Placed, Unplaced};
 
 /// Load and ports of nodes while places are given.
-struct Board<'a> {
+pub(super) struct Board<'a> {
     input: Input<'a>,
-    placed: Placed,
+    pub(super) placed: Placed,
     /// Host ports in use or spoken for, by node.
     ports: BTreeMap<&'a NodeName, BTreeSet<Port>>,
     /// What is spoken for, by node.
@@ -156,7 +38,7 @@ struct Load {
 }
 
 impl<'a> Board<'a> {
-    fn new(input: Input<'a>) -> Self {
+    pub(super) fn new(input: Input<'a>) -> Self {
         let mut ports: BTreeMap<&NodeName, BTreeSet<Port>> = BTreeMap::new();
         for (node, container) in input.snapshot.containers() {
             ports.entry(&node.name).or_default().extend(container.published.values());
@@ -199,7 +81,7 @@ impl<'a> Board<'a> {
         self.input.previous.range(first..=last)
     }
 
-    fn pinned(&mut self, name: &AppName, app: &App) {
+    pub(super) fn pinned(&mut self, name: &AppName, app: &App) {
         let Placement::Pinned(pins) = &app.placement else { return };
         let spec = self.spec(name);
         let mut left: BTreeMap<_, _> = self.previous(name).collect();
@@ -226,11 +108,14 @@ impl<'a> Board<'a> {
             let known = self.input.snapshot.nodes.get(&pin.node);
             let previous = self.input.previous.get(&id).filter(|a| a.node == pin.node);
             let refused = match known {
+                Some(Node { intake: Intake::Removed, .. }) => Some(Unplaced::NotAdmitted(pin.node.clone())),
                 // It was placed before: whatever happened to the node, the instance stays its.
                 _ if previous.is_some() => None,
                 None => Some(Unplaced::UnknownNode(pin.node.clone())),
                 Some(node) => match node.admission {
-                    crate::inventory::Admission::Admitted { .. } => None,
+                    Admission::Admitted { .. } => {
+                        node.refuses().map(|why| Unplaced::Closed { why: format!("{} {why}", node.name) })
+                    }
                     _ => Some(Unplaced::NotAdmitted(pin.node.clone())),
                 },
             };
@@ -249,7 +134,7 @@ impl<'a> Board<'a> {
     }
 
     /// Keeps the replicas that can stay; answers the slots still to fill.
-    fn keep(&mut self, name: &AppName, app: &App) -> Vec<InstanceId> {
+    pub(super) fn keep(&mut self, name: &AppName, app: &App) -> Vec<InstanceId> {
         let Placement::Replicas { count, nodes, publish } = &app.placement else { return Vec::new() };
         let spec = self.spec(name);
         let mut kept: BTreeSet<u32> = BTreeSet::new();
@@ -257,7 +142,7 @@ impl<'a> Board<'a> {
         for (id, assignment) in self.previous(name) {
             let stays = u32::try_from(kept.len()).is_ok_and(|n| n < *count)
                 && (nodes.is_empty() || nodes.contains(&assignment.node))
-                && self.may_stay(&assignment.node)
+                && self.stay(&assignment.node) == Stay::Yes
                 && (publish.is_none() || used.insert(assignment.node.clone()));
             if !stays {
                 continue;
@@ -274,15 +159,33 @@ impl<'a> Board<'a> {
     }
 
     /// Whether an instance there need not move: its node may come back, or the manager is unsure.
-    fn may_stay(&self, node: &NodeName) -> bool {
+    fn stay(&self, node: &NodeName) -> Stay {
+        let unless_frozen = |stay| if self.input.frozen { Stay::Yes } else { stay };
         match self.input.snapshot.nodes.get(node) {
-            Some(node) => self.input.frozen || !matches!(node.state, NodeState::Lost { .. }),
-            // A node that was forgotten on purpose.
-            None => self.input.frozen,
+            // It was forgotten on purpose.
+            Some(Node { admission: Admission::Candidate { .. }, .. }) => Stay::No,
+            None | Some(Node { state: NodeState::Lost { .. }, .. }) => unless_frozen(Stay::No),
+            Some(Node { intake: Intake::Draining, .. }) => unless_frozen(Stay::UnlessElsewhere),
+            Some(_) => Stay::Yes,
         }
     }
 
-    fn fill(&mut self, name: &AppName, app: &App, slots: Vec<InstanceId>) {
+    /// Where an instance that should leave stays, since there is no other place.
+    fn remains(
+        &self,
+        id: &InstanceId,
+        nodes: &[NodeName],
+        publish: Option<Port>,
+        spec: &SpecHash,
+    ) -> Option<(NodeName, Port)> {
+        let before = self.input.previous.get(id)?;
+        let may =
+            self.stay(&before.node) == Stay::UnlessElsewhere && (nodes.is_empty() || nodes.contains(&before.node));
+        let port = may.then(|| self.port(&before.node, publish, Some(before), spec))??;
+        Some((before.node.clone(), port))
+    }
+
+    pub(super) fn fill(&mut self, name: &AppName, app: &App, slots: Vec<InstanceId>) {
         let Placement::Replicas { nodes, publish, .. } = &app.placement else { return };
         let spec = self.spec(name);
         let candidates: Vec<&'a Node> = self
@@ -313,12 +216,21 @@ impl<'a> Board<'a> {
                 });
                 let why = lacks.collect::<Vec<_>>().join(", ");
                 let why = if candidates.is_empty() { Unplaced::NoNode } else { Unplaced::NoRoom { why } };
-                self.placed.unplaced.insert(id, why);
+                match self.remains(&id, nodes, *publish, &spec) {
+                    Some((node, port)) => {
+                        self.placed.stuck.insert(id.clone(), why);
+                        self.assign(id, app, node, port, publish.is_some(), &spec);
+                    }
+                    None => _ = self.placed.unplaced.insert(id, why),
+                }
             }
         }
     }
 
     fn score(&self, name: &AppName, app: &App, node: &Node, publish: Option<Port>) -> Result<Score, String> {
+        if let Some(why) = node.refuses() {
+            return Err(why.to_owned());
+        }
         let empty = Load::default();
         let load = self.load.get(&node.name).unwrap_or(&empty);
         if let Some(port) = publish.filter(|port| load.fixed.contains(port)) {
@@ -380,6 +292,15 @@ impl<'a> Board<'a> {
         }
         self.placed.assignments.insert(id, Assignment { node, host_port, pinned_port: pinned, spec: spec.clone() });
     }
+}
+
+/// Whether an instance stays where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stay {
+    Yes,
+    /// Only while there is no other place.
+    UnlessElsewhere,
+    No,
 }
 
 /// Less is better: spread the application first, then the load.
