@@ -7,6 +7,8 @@
 //! | `GET /v1/releases` | [`ReleasesView`] |
 //! | `POST /v1/rollback` | a [`crate::manager::Rollback`] in; NDJSON of [`DeployLine`] out |
 //! | `POST /v1/plan/check` | a plan's file name and text in; what the cloud and the registry do not know of it out |
+//! | `POST /v1/nodes/NAME/cordon`, `undrain`, `drain` | an [`OperateBody`] in |
+//! | `GET /v1/nodes/NAME/drain` | a [`crate::manager::Drain`]: what is there still |
 //! | `GET /v1/registry` | the private registry's name and address |
 //! | `GET /v1/vcl` | [`vcl::VclView`]: what the gateway runs |
 //! | `GET /v1/events` | the last events, then each as it happens, as server-sent events |
@@ -16,6 +18,7 @@
 mod deploy;
 mod error;
 pub mod nodes;
+mod operate;
 mod releases;
 mod server;
 mod stream;
@@ -24,6 +27,7 @@ pub mod views;
 
 pub use deploy::{DeployEnd, DeployLine, PlanText};
 pub use error::{ApiError, ErrorBody};
+pub use operate::OperateBody;
 pub use releases::ReleasesView;
 pub use server::{ServeError, serve};
 pub use stream::changes;
@@ -40,6 +44,7 @@ use crate::{manager::Manager, plan};
 /// Every route, over this manager.
 pub fn router(manager: Manager) -> Router {
     let nodes = nodes::routes(manager.nodes().clone());
+    let operate = operate::routes(manager.clone());
     let vcl = vcl::router(manager.gateway().cloned());
     Router::new()
         .route("/v1/status", get(async |State(manager): State<Manager>| Json(views::status(&manager))))
@@ -51,6 +56,7 @@ pub fn router(manager: Manager) -> Router {
         .route("/v1/events", get(stream::events))
         .with_state(manager)
         .merge(nodes)
+        .merge(operate)
         .merge(vcl)
 }
 

@@ -13,7 +13,7 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    inventory::{Admission, Container, ContainerState, Engine, HostKey, Node, NodeState},
+    inventory::{Admission, Container, ContainerState, Engine, HostKey, Intake, Node, NodeState},
     manager::nodes::{Nodes, NodesError},
     model::{CloudId, MacAddr, NodeName, Timestamp},
 };
@@ -56,6 +56,24 @@ pub struct NodeView {
     pub foreign: usize,
     /// Why it is not ready.
     pub trouble: Option<String>,
+    /// Whether instances are placed there.
+    #[serde(default)]
+    pub intake: Intake,
+    /// Whether its disk is too full for anything new.
+    #[serde(default)]
+    pub disk_full: bool,
+}
+
+/// What is to be said of a node beside its state: `cordoned`, `draining`, `drained`, `disk full`.
+pub fn besides(intake: Intake, disk_full: bool, instances: usize) -> Vec<&'static str> {
+    let held = match intake {
+        Intake::Open => None,
+        Intake::Cordoned => Some("cordoned"),
+        Intake::Draining if instances > 0 => Some("draining"),
+        Intake::Draining => Some("drained"),
+        Intake::Removed => Some("removed"),
+    };
+    held.into_iter().chain(disk_full.then_some("disk full")).collect()
 }
 
 /// What a machine is, and whether it answers.
@@ -132,6 +150,8 @@ fn show(node: &Node, cloud: &CloudId) -> NodeView {
         instances: running().filter(is_ours).count(),
         foreign: running().filter(|c| !is_ours(c)).count(),
         trouble: node.trouble.clone(),
+        intake: node.intake,
+        disk_full: node.disk_full,
     }
 }
 
@@ -155,7 +175,7 @@ async fn forget(State(nodes): State<Nodes>, Path(name): Path<String>) -> Result<
     Ok(Json(nodes.forget(&parse(&name)?)?))
 }
 
-fn parse(name: &str) -> Result<NodeName, ApiError> {
+pub(super) fn parse(name: &str) -> Result<NodeName, ApiError> {
     name.parse().map_err(|e: crate::model::Invalid| ApiError::invalid(e.to_string()))
 }
 

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    inventory::{Container, ContainerSpec, ContainerState, Snapshot},
+    inventory::{Container, ContainerSpec, ContainerState, Engine, Intake, Node, Snapshot},
     manager::{Manager, Overview},
     model::{AppName, CloudId, InstanceId, NodeName, Port, Timestamp},
     schedule::Assignment,
@@ -118,6 +118,12 @@ pub struct NodeBrief {
     pub foreign: usize,
     /// Why it is not ready.
     pub trouble: Option<String>,
+    /// Whether instances are placed there.
+    #[serde(default)]
+    pub intake: Intake,
+    /// Whether its disk is too full for anything new.
+    #[serde(default)]
+    pub disk_full: bool,
 }
 
 /// The whole cloud as this manager knows it.
@@ -133,6 +139,7 @@ pub fn status(manager: &Manager) -> StatusView {
     problems.extend(overview.progress.gateway.iter().map(|why| format!("the gateway refused its routing: {why}")));
     problems.extend(overview.progress.frozen.iter().map(|why| format!("nothing is moved: {why}")));
     problems.extend(manager.plan_problem().map(|why| format!("the plan file is not followed: {why}")));
+    problems.extend(snapshot.nodes.values().filter(|node| node.disk_full).map(full));
     let applications = applications(&overview, &snapshot, cloud);
     let nodes = snapshot
         .nodes
@@ -146,6 +153,8 @@ pub fn status(manager: &Manager) -> StatusView {
                 instances,
                 foreign: node.containers.len() - instances,
                 trouble: node.trouble.clone(),
+                intake: node.intake,
+                disk_full: node.disk_full,
             };
             (node.name.clone(), brief)
         })
@@ -165,6 +174,11 @@ pub fn status(manager: &Manager) -> StatusView {
         applications,
         nodes,
     }
+}
+
+fn full(node: &Node) -> String {
+    let used = node.engine.as_ref().and_then(Engine::disk_used).unwrap_or_default();
+    format!("the disk of {} is {used} % full: nothing new is placed there", node.name)
 }
 
 fn applications(overview: &Overview, snapshot: &Snapshot, cloud: &CloudId) -> BTreeMap<AppName, ApplicationView> {

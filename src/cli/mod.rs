@@ -72,7 +72,7 @@ enum Command {
     InstallImage(install_image::Args),
     /// List or remove images in the private registry
     Images(images::Args),
-    /// List, admit or forget nodes
+    /// List, admit, cordon, drain or forget nodes
     Nodes(nodes::Args),
     /// Check or show a plan
     Plan(plan::Args),

@@ -1,7 +1,10 @@
 //! `matrix status`: applications, instances, where they run and whether they serve.
 
 use crate::{
-    api::views::{InstanceState, InstanceView, StatusView},
+    api::{
+        nodes::besides,
+        views::{InstanceState, InstanceView, StatusView},
+    },
     model::{ImageRef, Timestamp},
 };
 
@@ -59,7 +62,9 @@ fn show(status: &StatusView, out: &Printer) {
         .nodes
         .iter()
         .map(|(name, node)| {
-            vec![name.to_string(), node.address.to_string(), node.state.clone(), node.instances.to_string()]
+            let besides = besides(node.intake, node.disk_full, node.instances);
+            let state = [vec![node.state.as_str()], besides].concat().join(", ");
+            vec![name.to_string(), node.address.to_string(), state, node.instances.to_string()]
         })
         .collect();
     out.line("");

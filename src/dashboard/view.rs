@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     api::{
-        nodes::{NodeView, NodesView, StateView},
+        nodes::{NodeView, NodesView, StateView, besides},
         views::{ApplicationView, InstanceState, InstanceView, StatusView},
     },
     manager::events::{Event, Kind},
@@ -147,7 +147,7 @@ struct InstanceRow {
 struct NodeRow {
     name: String,
     class: &'static str,
-    state: &'static str,
+    state: String,
     since: Moment,
     address: String,
     mac: Option<String>,
@@ -344,12 +344,14 @@ fn node_row(node: &NodeView) -> NodeRow {
         StateView::Suspect => ("warn", "suspect"),
         StateView::Lost => ("bad", "lost"),
     };
+    let besides = besides(node.intake, node.disk_full, node.instances);
+    let class = if class == "good" && !besides.is_empty() { "warn" } else { class };
     let size = |bytes| ByteSize(bytes).display().iec().to_string();
     let disk = node.engine.as_ref().and_then(|engine| engine.disk_free.zip(engine.disk_total));
     NodeRow {
         name: node.name.to_string(),
         class,
-        state,
+        state: [vec![state], besides].concat().join(", "),
         since: moment(node.since),
         address: node.address.to_string(),
         mac: node.mac.map(|mac| mac.to_string()),

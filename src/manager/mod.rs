@@ -9,6 +9,7 @@ mod execute;
 pub mod gateway;
 pub mod journal;
 pub mod nodes;
+mod operate;
 mod plan_file;
 mod run;
 mod settings;
@@ -35,6 +36,7 @@ use nodes::Nodes;
 use run::Message;
 
 pub use execute::chain;
+pub use operate::{Drain, Leaving, OperateError};
 pub use run::{Overview, Progress};
 pub use submit::{Rollback, Submission, SubmitError, Submitted};
 

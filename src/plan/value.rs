@@ -28,7 +28,7 @@ pub(crate) fn milliseconds(text: &str) -> Option<u64> {
 }
 
 /// The shortest text that reads as this many milliseconds.
-pub(super) fn duration(milliseconds: u64) -> String {
+pub(crate) fn duration(milliseconds: u64) -> String {
     match milliseconds {
         n if n > 0 && n % 3_600_000 == 0 => format!("{}h", n / 3_600_000),
         n if n > 0 && n % 60_000 == 0 => format!("{}m", n / 60_000),

@@ -10,7 +10,7 @@ use matrix::{
         views::{ApplicationView, InstanceState, InstanceView, NodeBrief, ReleaseView, StatusView},
     },
     dashboard::{Links, Shown, page, parts},
-    inventory::Engine,
+    inventory::{Engine, Intake},
     manager::{
         Manager,
         config::Config,
@@ -21,6 +21,18 @@ use matrix::{
 use proptest::prelude::*;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
+
+fn brief(said: &str, state: &str) -> NodeBrief {
+    NodeBrief {
+        address: "10.10.10.25".parse().unwrap(),
+        state: state.to_owned(),
+        instances: 1,
+        foreign: 2,
+        trouble: Some(said.to_owned()),
+        intake: Intake::Open,
+        disk_full: false,
+    }
+}
 
 /// The cloud of this test: two applications, a node that serves, a lost one, a candidate. `said` is what others wrote.
 fn shown(said: &str) -> Shown {
@@ -67,13 +79,8 @@ fn shown(said: &str) -> Shown {
         instances: 1,
         foreign: 2,
         trouble: trouble.map(str::to_owned),
-    };
-    let brief = |state: &str| NodeBrief {
-        address: "10.10.10.25".parse().unwrap(),
-        state: state.to_owned(),
-        instances: 1,
-        foreign: 2,
-        trouble: Some(said.to_owned()),
+        intake: Intake::Open,
+        disk_full: false,
     };
     Shown {
         at,
@@ -99,7 +106,8 @@ fn shown(said: &str) -> Shown {
                 ("web".parse().unwrap(), app(said, &["/"], 1, vec![instance("web.1", InstanceState::Unplaced, None)])),
             ]
             .into(),
-            nodes: [("node1".parse().unwrap(), brief("ready")), ("node2".parse().unwrap(), brief("lost"))].into(),
+            nodes: [("node1".parse().unwrap(), brief(said, "ready")), ("node2".parse().unwrap(), brief(said, "lost"))]
+                .into(),
         },
         nodes: NodesView {
             nodes: vec![

@@ -10,5 +10,6 @@ mod hostile;
 mod lab;
 mod load;
 mod nodes;
+mod operating;
 mod original_plan;
 mod rig;

@@ -1,11 +1,13 @@
-//! `matrix nodes`: list them, admit a candidate by its host key, forget one.
+//! `matrix nodes`: list them, admit a candidate by its host key, cordon, drain, forget one.
+
+mod drain;
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
 use http::Method;
 
 use crate::{
-    api::nodes::{AdmitBody, NodeView, NodesView, StateView},
+    api::nodes::{AdmitBody, NodeView, NodesView, StateView, besides},
     inventory::{Engine, HostKey},
     model::{NodeName, Timestamp},
 };
@@ -26,6 +28,19 @@ enum Command {
     List,
     /// Make a candidate a node, pinning its SSH host key; accept a node's new key
     Admit(AdmitArgs),
+    /// Place nothing new on a node; what runs there stays
+    Cordon {
+        /// The node
+        node: NodeName,
+    },
+    /// Move everything that can move to other nodes, without loss, and wait until it is gone
+    Drain(drain::DrainArgs),
+    /// End a drain or a cordon: instances are placed there again
+    #[command(alias = "uncordon")]
+    Undrain {
+        /// The node
+        node: NodeName,
+    },
     /// Unpin a node's key; its containers are left alone
     Forget {
         /// The node
@@ -50,6 +65,9 @@ pub(super) fn run(args: Args, global: &Global, out: &Printer) -> Result<(), Fail
     match args.command {
         None | Some(Command::List) => list(&client, out),
         Some(Command::Admit(args)) => admit(&args, &client, out),
+        Some(Command::Cordon { node }) => drain::cordon(&node, &client, out),
+        Some(Command::Drain(args)) => drain::drain(&args, &client, out),
+        Some(Command::Undrain { node }) => drain::undrain(&node, &client, out),
         Some(Command::Forget { node }) => forget(&node, &client, out),
     }
 }
@@ -96,7 +114,7 @@ fn row(node: &NodeView, now: Timestamp) -> Vec<String> {
         node.name.to_string(),
         node.address.to_string(),
         node.mac.map_or_else(none, |mac| mac.to_string()),
-        state.to_owned(),
+        [vec![state], besides(node.intake, node.disk_full, node.instances)].concat().join(", "),
         span(node.since, now),
         node.lease_expires.map_or_else(none, |end| if end <= now { "expired".to_owned() } else { span(now, end) }),
         of_engine(|e| e.version.clone()),
