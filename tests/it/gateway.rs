@@ -274,7 +274,7 @@ async fn what_was_prepared_is_not_compiled_again_and_serves_at_once() {
     for routing in coming.apps.values_mut() {
         for backend in routing.backends.values_mut() {
             backend.probe =
-                Some(Probe { path: "/".into(), host: None, status: 200, interval_ms: 200, timeout_ms: 100 });
+                Some(Probe { path: "/".into(), host: None, status: 200, interval_ms: 200, timeout_ms: 5000 });
         }
     }
     gateway.prepare(&coming).await;
