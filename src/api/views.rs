@@ -66,6 +66,8 @@ pub struct ApplicationView {
 pub enum InstanceState {
     /// It answers and (where routed) takes requests.
     Serving,
+    /// It runs, and the gateway's probe gets no good answer: requests go to others.
+    Unhealthy,
     /// It is being started, or has not answered yet.
     Starting,
     /// It failed and is tried again.
@@ -140,7 +142,8 @@ pub fn status(manager: &Manager) -> StatusView {
     problems.extend(overview.progress.frozen.iter().map(|why| format!("nothing is moved: {why}")));
     problems.extend(manager.plan_problem().map(|why| format!("the plan file is not followed: {why}")));
     problems.extend(snapshot.nodes.values().filter(|node| node.disk_full).map(full));
-    let applications = applications(&overview, &snapshot, cloud);
+    let unhealthy = manager.gateway().map(|gateway| gateway.unhealthy().borrow().clone()).unwrap_or_default();
+    let applications = applications(&overview, &snapshot, &unhealthy, cloud);
     let nodes = snapshot
         .nodes
         .values()
@@ -181,7 +184,12 @@ fn full(node: &Node) -> String {
     format!("the disk of {} is {used} % full: nothing new is placed there", node.name)
 }
 
-fn applications(overview: &Overview, snapshot: &Snapshot, cloud: &CloudId) -> BTreeMap<AppName, ApplicationView> {
+fn applications(
+    overview: &Overview,
+    snapshot: &Snapshot,
+    unhealthy: &BTreeMap<String, Timestamp>,
+    cloud: &CloudId,
+) -> BTreeMap<AppName, ApplicationView> {
     let known = &overview.remembered;
     let Some(release) = &known.release else { return BTreeMap::new() };
     let mut all = BTreeMap::new();
@@ -190,7 +198,7 @@ fn applications(overview: &Overview, snapshot: &Snapshot, cloud: &CloudId) -> BT
             .assignments
             .iter()
             .filter(|(id, _)| id.app == *name)
-            .map(|(id, assignment)| instance(id, assignment, overview, snapshot))
+            .map(|(id, assignment)| instance(id, assignment, overview, snapshot, unhealthy))
             .collect();
         instances.extend(overview.progress.unplaced.iter().filter(|(id, _)| id.app == *name).map(|(id, why)| {
             let state = InstanceState::Unplaced;
@@ -255,7 +263,13 @@ fn bare(id: &InstanceId, state: InstanceState) -> InstanceView {
     }
 }
 
-fn instance(id: &InstanceId, assignment: &Assignment, overview: &Overview, snapshot: &Snapshot) -> InstanceView {
+fn instance(
+    id: &InstanceId,
+    assignment: &Assignment,
+    overview: &Overview,
+    snapshot: &Snapshot,
+    unhealthy: &BTreeMap<String, Timestamp>,
+) -> InstanceView {
     let name = ContainerSpec::name_of(id, &assignment.spec, &assignment.node, assignment.host_port);
     let node = snapshot.nodes.get(&assignment.node);
     let container = node.and_then(|node| node.containers.iter().find(|c| c.name == name));
@@ -265,6 +279,9 @@ fn instance(id: &InstanceId, assignment: &Assignment, overview: &Overview, snaps
     let waiting = overview.progress.waiting.get(id);
     let (state, why) = if !ready {
         (InstanceState::Unreachable, Some(format!("{} does not answer", assignment.node)))
+    } else if let Some(since) = unhealthy.get(&name).filter(|_| running) {
+        let since = since.strftime("%H:%M:%S UTC");
+        (InstanceState::Unhealthy, Some(format!("the gateway's probe gets no good answer since {since}")))
     } else if running && overview.remembered.verified.contains_key(&name) {
         (InstanceState::Serving, None)
     } else if let Some(why) = failure {

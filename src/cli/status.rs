@@ -112,6 +112,7 @@ fn row(instance: &InstanceView, routes: &[String]) -> Vec<String> {
 fn state(state: InstanceState) -> &'static str {
     match state {
         InstanceState::Serving => "serving",
+        InstanceState::Unhealthy => "unhealthy",
         InstanceState::Starting => "starting",
         InstanceState::Failed => "failed",
         InstanceState::Waiting => "waiting",

@@ -278,6 +278,7 @@ fn moment(at: Timestamp) -> Moment {
 fn instance_state(state: InstanceState) -> (&'static str, &'static str) {
     match state {
         InstanceState::Serving => ("good", "serving"),
+        InstanceState::Unhealthy => ("bad", "unhealthy"),
         InstanceState::Starting => ("move", "starting"),
         InstanceState::Failed => ("bad", "failed"),
         InstanceState::Waiting => ("warn", "waiting"),

@@ -8,7 +8,7 @@ mod node;
 mod spec;
 
 pub use container::{Container, ContainerState, Ours, SpecHash, label};
-pub use node::{Admission, Engine, HostKey, Intake, Node, NodeState, Seen};
+pub use node::{Admission, Backends, DataPath, Engine, HostKey, Intake, Node, NodeState, Seen};
 pub use spec::{ContainerSpec, Spec};
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! A node: where it is, whether it is admitted, whether it answers.
 
-use std::{fmt, net::IpAddr, num::NonZeroU8};
+use std::{fmt, net::IpAddr, num::NonZeroU8, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -75,25 +75,58 @@ pub enum Seen {
     /// The engine answered.
     Answer,
     /// It did not, within the time allowed.
-    Silence,
+    Silence {
+        /// For how long already.
+        lasting: Duration,
+        /// What there is to see of it otherwise.
+        path: DataPath,
+    },
+}
+
+/// A node without its engine and its session: what is seen of it from where requests come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DataPath {
+    /// Whether the machine answers at all, be it with a refusal.
+    pub machine: bool,
+    /// Whether what runs there serves.
+    pub backends: Backends,
+}
+
+/// What the gateway sees of its backends on a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backends {
+    /// It has none there, or there is no gateway: nothing speaks for the node.
+    None,
+    /// At least one serves.
+    Serving,
+    /// None serves.
+    Sick,
 }
 
 impl NodeState {
     /// Two, not one: an engine drops a look while it restarts.
-    pub const MISSES_TO_LOSE: u8 = 3;
+    pub const MISSES_TO_LOSE: u8 = 2;
 
-    /// The state after one more look at `now`.
+    /// A machine that answers while its engine or sshd does not is most likely restarting them: it has this many times
+    /// longer.
+    pub const PATIENCE_WITH_MACHINE: u32 = 3;
+
+    /// The state after one more look at `now`. Lost is what was silent for `lost_after`, seen from two sides.
     #[must_use]
-    pub fn next(self, seen: Seen, now: Timestamp) -> Self {
+    pub fn next(self, seen: Seen, lost_after: Duration, now: Timestamp) -> Self {
         const ONE: NonZeroU8 = NonZeroU8::MIN;
-        match (self, seen) {
-            (Self::Unknown | Self::Ready | Self::Suspect { .. } | Self::Lost { .. }, Seen::Answer) => Self::Ready,
-            (Self::Unknown | Self::Ready, Seen::Silence) => Self::Suspect { misses: ONE },
-            (Self::Suspect { misses }, Seen::Silence) if misses.get() + 1 < Self::MISSES_TO_LOSE => {
-                Self::Suspect { misses: misses.saturating_add(1) }
-            }
-            (Self::Suspect { .. }, Seen::Silence) => Self::Lost { since: now },
-            (Self::Lost { since }, Seen::Silence) => Self::Lost { since },
+        let (lasting, path) = match seen {
+            Seen::Answer => return Self::Ready,
+            Seen::Silence { lasting, path } => (lasting, path),
+        };
+        let patience = if path.machine { lost_after * Self::PATIENCE_WITH_MACHINE } else { lost_after };
+        let gone = lasting >= patience && path.backends != Backends::Serving;
+        match self {
+            Self::Unknown | Self::Ready => Self::Suspect { misses: ONE },
+            Self::Suspect { misses } if gone && misses.get() >= Self::MISSES_TO_LOSE => Self::Lost { since: now },
+            Self::Suspect { misses } => Self::Suspect { misses: misses.saturating_add(1) },
+            // Its instances have been placed elsewhere: only its engine can say what it runs now.
+            Self::Lost { since } => Self::Lost { since },
         }
     }
 }
@@ -202,5 +235,50 @@ impl Node {
     /// Whether something new may be placed there now.
     pub fn takes_instances(&self) -> bool {
         self.is_ready() && self.refuses().is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOST_AFTER: Duration = Duration::from_secs(4);
+
+    fn suspect(misses: u8) -> NodeState {
+        NodeState::Suspect { misses: NonZeroU8::new(misses).expect("not 0") }
+    }
+
+    #[test]
+    fn a_node_is_lost_when_it_is_silent_on_both_sides() {
+        use Backends::{None, Serving, Sick};
+        let lost = NodeState::Lost { since: Timestamp::UNIX_EPOCH };
+        for (before, seconds, machine, backends, after) in [
+            (NodeState::Ready, 1, false, Sick, suspect(1)),
+            (NodeState::Ready, 60, false, Sick, suspect(1)),
+            (NodeState::Unknown, 1, false, None, suspect(1)),
+            (suspect(1), 60, false, Sick, suspect(2)),
+            (suspect(2), 3, false, Sick, suspect(3)),
+            (suspect(2), 4, false, Sick, lost),
+            (suspect(2), 4, false, None, lost),
+            // Only the session is dead: what serves goes on, for however long.
+            (suspect(2), 4, true, Serving, suspect(3)),
+            (suspect(255), 90_000, true, Serving, suspect(255)),
+            // Probes that have not noticed yet, or that are far apart.
+            (suspect(2), 4, false, Serving, suspect(3)),
+            // An engine that restarts takes its containers with it.
+            (suspect(2), 4, true, Sick, suspect(3)),
+            (suspect(2), 12, true, Sick, lost),
+            (suspect(2), 4, true, None, suspect(3)),
+            (suspect(2), 12, true, None, lost),
+            (lost, 90, true, Serving, lost),
+        ] {
+            let seen = Seen::Silence { lasting: Duration::from_secs(seconds), path: DataPath { machine, backends } };
+            assert_eq!(
+                before.next(seen, LOST_AFTER, Timestamp::UNIX_EPOCH),
+                after,
+                "{before:?} {seconds} {machine} {backends:?}"
+            );
+            assert_eq!(before.next(Seen::Answer, LOST_AFTER, Timestamp::UNIX_EPOCH), NodeState::Ready);
+        }
     }
 }

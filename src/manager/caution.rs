@@ -34,19 +34,20 @@ pub(super) fn looks_around(snapshot: &Snapshot, policy: &AdmissionPolicy, runnin
     (running_for < FIRST_LOOK * 5).then(|| format!("the manager has just started and looks for {}", names.join(", ")))
 }
 
-/// Why instances of lost nodes had better stay where they are: most nodes gone at once is more likely the manager's own
-/// network.
-pub(super) fn unsure(snapshot: &Snapshot, running_for: Duration) -> Option<String> {
+/// Why instances of lost nodes had better stay where they are: more than this share of the nodes gone at once is more
+/// likely the manager's own network. One node can always die.
+pub(super) fn unsure(snapshot: &Snapshot, running_for: Duration, freeze_share: f64) -> Option<String> {
     let admitted = snapshot.nodes.values().filter(|n| matches!(n.admission, Admission::Admitted { .. }));
-    let (mut all, mut lost) = (0, 0);
+    let (mut all, mut lost) = (0_u32, 0_u32);
     for node in admitted {
         all += 1;
-        lost += usize::from(!matches!(node.state, NodeState::Ready));
+        lost += u32::from(!matches!(node.state, NodeState::Ready));
     }
     if lost > 0 && running_for < SETTLING {
         return Some("the manager has just started".to_owned());
     }
-    (lost > 1 && lost * 2 > all).then(|| format!("{lost} of {all} nodes do not answer at once"))
+    let most = f64::from(lost) > f64::from(all) * freeze_share;
+    (lost > 1 && (most || lost == all)).then(|| format!("{lost} of {all} nodes do not answer at once"))
 }
 
 /// What was seen to answer, without what is seen not to run any more: that has to answer again. What a node that does not
@@ -145,10 +146,13 @@ mod tests {
     #[test]
     fn most_nodes_gone_at_once_moves_nothing() {
         let one_of_three = world(&[("node1", LOST), ("node2", READY), ("node3", READY)]);
-        assert_eq!(unsure(&one_of_three, HOUR), None);
-        assert!(unsure(&one_of_three, Duration::from_secs(5)).is_some(), "it may be coming up still");
-        assert!(unsure(&world(&[("node1", LOST), ("node2", LOST), ("node3", READY)]), HOUR).is_some());
-        assert_eq!(unsure(&world(&[("node1", LOST), ("node2", READY)]), HOUR), None, "one node can always die");
+        assert_eq!(unsure(&one_of_three, HOUR, 0.5), None);
+        assert!(unsure(&one_of_three, Duration::from_secs(5), 0.5).is_some(), "it may be coming up still");
+        let two_of_three = world(&[("node1", LOST), ("node2", LOST), ("node3", READY)]);
+        assert!(unsure(&two_of_three, HOUR, 0.5).is_some());
+        assert_eq!(unsure(&two_of_three, HOUR, 0.7), None, "as it was configured");
+        assert_eq!(unsure(&world(&[("node1", LOST), ("node2", READY)]), HOUR, 0.0), None, "one node can always die");
+        assert!(unsure(&world(&[("node1", LOST), ("node2", LOST)]), HOUR, 1.0).is_some(), "nowhere to go");
     }
 
     #[test]

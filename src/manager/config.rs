@@ -10,6 +10,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -48,6 +49,31 @@ pub struct Config {
     pub varnish: Option<Varnish>,
     /// The plan that is read at the start, when no release is there yet.
     pub plan: Option<PlanFile>,
+    /// When nodes and instances are given up.
+    pub healing: Healing,
+}
+
+/// When nodes and instances are given up, and when nothing is.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Healing {
+    /// For how long a node is silent before it counts as lost. One whose machine answers has three times that.
+    #[serde(deserialize_with = "duration")]
+    pub lost_after: Duration,
+    /// How long instances of a lost node wait for it before they are placed elsewhere.
+    #[serde(deserialize_with = "duration")]
+    pub move_after: Duration,
+    /// When more than this share of the nodes are silent at once, nothing is moved.
+    pub freeze_share: f64,
+}
+
+/// As plans write it: `4s`, `500ms`, `1m30s`.
+fn duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    let text = <std::borrow::Cow<'_, str>>::deserialize(from)?;
+    let millis = crate::plan::value::milliseconds(&text);
+    millis.map(Duration::from_millis).ok_or_else(|| {
+        serde::de::Error::custom(format!("{text:?} is not numbers with units h, m, s or ms, as in \"4s\" or \"1m30s\""))
+    })
 }
 
 /// How nodes are spoken to.
@@ -140,6 +166,7 @@ impl Default for Config {
             disk_limit: 90,
             varnish: None,
             plan: None,
+            healing: Healing::default(),
         }
     }
 }
@@ -151,6 +178,11 @@ impl Default for Ssh {
             port: 22,
             engine_socket: "/var/run/docker.sock".into(),
         }
+    }
+}
+impl Default for Healing {
+    fn default() -> Self {
+        Self { lost_after: Duration::from_secs(4), move_after: Duration::ZERO, freeze_share: 0.5 }
     }
 }
 impl Default for Registry {

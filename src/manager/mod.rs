@@ -114,6 +114,9 @@ impl Manager {
         let nodes = Nodes::start(Arc::clone(&config), Arc::clone(&store), stop.clone())
             .map_err(|e| StartError::Nodes(Box::new(e)))?;
         let gateway = config.varnish.is_some().then(|| Gateway::start(&config, stop.clone()));
+        if let Some(gateway) = &gateway {
+            nodes.look_through(gateway);
+        }
         let (overview_in, overview) = watch::channel(Overview::default());
         let (inbox, messages) = mpsc::unbounded_channel();
         let parts = run::Parts {

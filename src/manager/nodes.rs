@@ -7,12 +7,13 @@ mod discover;
 mod error;
 mod intake;
 mod supervise;
+mod vantage;
 
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -31,7 +32,7 @@ use crate::{
     store::Store,
 };
 
-use super::config::Config;
+use super::{config::Config, gateway::Gateway};
 use admission::Pinned;
 pub use error::NodesError;
 
@@ -59,6 +60,8 @@ struct Shared {
     /// Supervisors that were told to end: a name's next one waits, for both use the same files.
     ending: Mutex<BTreeMap<NodeName, CancellationToken>>,
     leases: watch::Receiver<Arc<Leases>>,
+    /// The other side nodes are seen from.
+    gateway: OnceLock<Gateway>,
 }
 
 /// What is kept of a node beside what is shown.
@@ -103,6 +106,7 @@ impl Nodes {
                 watched: Mutex::default(),
                 ending: Mutex::default(),
                 leases,
+                gateway: OnceLock::new(),
             }),
         };
         for (name, pinned) in pinned {
@@ -111,6 +115,11 @@ impl Nodes {
         nodes.discover();
         nodes.shared.tasks.spawn(discover::follow(nodes.clone()));
         Ok(nodes)
+    }
+
+    /// From now on nodes that do not answer are also looked at from here.
+    pub fn look_through(&self, gateway: &Gateway) {
+        _ = self.shared.gateway.set(gateway.clone());
     }
 
     /// The world as it is known now.
@@ -162,7 +171,7 @@ impl Nodes {
         drop(died);
         self.update(name, |node| {
             node.containers = containers;
-            seen(node, Seen::Answer);
+            seen(node, Seen::Answer, Duration::ZERO);
             node.trouble = None;
         });
         Ok(())
@@ -357,10 +366,10 @@ fn show_ended(container: &mut Container) {
 }
 
 /// The node after one more look.
-fn seen(node: &mut Node, seen: Seen) {
+fn seen(node: &mut Node, seen: Seen, lost_after: Duration) {
     let now = Timestamp::now();
     let before = node.state;
-    node.state = before.next(seen, now);
+    node.state = before.next(seen, lost_after, now);
     let same = matches!(
         (before, node.state),
         (NodeState::Ready, NodeState::Ready)

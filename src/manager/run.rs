@@ -255,7 +255,7 @@ impl Loop {
         }
         // Not before all have been looked at: what is not seen yet is not gone.
         caution::forget_gone(&mut self.known.verified, &snapshot);
-        let frozen = caution::unsure(&snapshot, self.started.elapsed());
+        let frozen = caution::unsure(&snapshot, self.started.elapsed(), self.parts.config.healing.freeze_share);
         let placed = schedule::place(schedule::Input {
             release: &release,
             snapshot: &snapshot,

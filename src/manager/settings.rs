@@ -2,17 +2,21 @@
 //!
 //! Reads text only; whether a named file is there is found out by whoever opens it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
-use super::config::{AdmissionPolicy, Config, PlanFile, StaticNode, Varnish};
+use super::config::{AdmissionPolicy, Config, Healing, PlanFile, StaticNode, Varnish};
 use crate::{
     model::{ImageRef, Repository},
     plan::{
         Diagnostic,
         diagnostic::{Notes, Source, nearest},
+        milliseconds,
         table::{self, Fields, Value, wrong_type},
     },
 };
@@ -32,6 +36,7 @@ const KEYS: &[&str] = &[
     "disk_limit",
     "varnish",
     "plan",
+    "healing",
 ];
 const SSH: &[&str] = &["user", "identity", "port", "engine_socket"];
 const ADMISSION: &[&str] = &["policy", "macs"];
@@ -39,6 +44,7 @@ const NODE: &[&str] = &["name", "address"];
 const REGISTRY: &[&str] = &["name", "endpoint", "namespace"];
 const VARNISH: &[&str] = &["workdir", "port"];
 const PLAN: &[&str] = &["file", "watch"];
+const HEALING: &[&str] = &["lost_after", "move_after", "freeze_share"];
 
 impl Config {
     /// Reads a configuration; `file` is its name for people.
@@ -117,7 +123,25 @@ fn config(root: &DeTable<'_>, found: &mut Notes) -> Config {
         set(&plan, "watch", &mut read.watch, found);
         config.plan = Some(read);
     }
+    healing(&file, &mut config.healing, found);
     config
+}
+
+fn healing(file: &Fields<'_>, config: &mut Healing, found: &mut Notes) {
+    let Some(healing) = section(file, "healing", HEALING, found) else { return };
+    let time = |key: &str, from: u64, slot: &mut Duration, found: &mut Notes| {
+        let read = healing.get(key).and_then(|v| milliseconds(&format!("healing.{key}"), from, 3_600_000, v, found));
+        *slot = read.map_or(*slot, Duration::from_millis);
+    };
+    // A second is what two heartbeats take.
+    time("lost_after", 1000, &mut config.lost_after, found);
+    time("move_after", 0, &mut config.move_after, found);
+    set(&healing, "freeze_share", &mut config.freeze_share, found);
+    if let Some(v) = healing.get("freeze_share").filter(|_| !(0.0..=1.0).contains(&config.freeze_share)) {
+        found
+            .error(v.span(), "healing.freeze_share is from 0.0 to 1.0")
+            .hint("0.5: more than half of the nodes silent at once moves nothing");
+    }
 }
 
 fn admission(file: &Fields<'_>, config: &mut Config, found: &mut Notes) {
@@ -317,6 +341,7 @@ mod tests {
             ("[registry]\nzzz = 1", REGISTRY),
             ("[varnish]\nzzz = 1", VARNISH),
             ("[plan]\nzzz = 1", PLAN),
+            ("[healing]\nzzz = 1", HEALING),
         ] {
             assert_eq!(expected(text), keys, "{text}");
         }
@@ -349,9 +374,14 @@ mod tests {
             keys
         };
         assert_eq!(keys(&table), sorted(KEYS));
-        for (section, known) in
-            [("ssh", SSH), ("admission", ADMISSION), ("registry", REGISTRY), ("varnish", VARNISH), ("plan", PLAN)]
-        {
+        for (section, known) in [
+            ("ssh", SSH),
+            ("admission", ADMISSION),
+            ("registry", REGISTRY),
+            ("varnish", VARNISH),
+            ("plan", PLAN),
+            ("healing", HEALING),
+        ] {
             assert_eq!(keys(table[section].as_table().expect("a table")), sorted(known), "{section}");
         }
         assert_eq!(keys(table["nodes"][0].as_table().expect("a table")), sorted(NODE));

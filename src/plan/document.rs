@@ -243,7 +243,7 @@ fn port(key: &str, value: &Value<'_>, found: &mut Notes) -> Option<Port> {
 }
 
 /// A duration in milliseconds between two, both included.
-pub(super) fn milliseconds(key: &str, from: u64, to: u64, value: &Value<'_>, found: &mut Notes) -> Option<u64> {
+pub(crate) fn milliseconds(key: &str, from: u64, to: u64, value: &Value<'_>, found: &mut Notes) -> Option<u64> {
     let wanted = "a duration in quotes, as in \"10s\" or \"500ms\"";
     if let DeValue::Integer(number) = value.get_ref() {
         let note = table::wrong_type(key, wanted, value, found);

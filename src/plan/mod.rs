@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use diagnostic::{Diagnostic, Severity};
+pub(crate) use document::milliseconds;
 pub use document::{APP_KEYS, DEFAULTS_KEYS, NODE_KEYS, VOLUME_KEYS};
 pub use health::HEALTH_KEYS;
 pub use read::{Checked, MAX_BYTES, read, read_bytes};

@@ -108,6 +108,31 @@ pub async fn probe(address: IpAddr, port: Port, check: &Check, millis: u32) -> R
     timeout(allowed, exchange).await.unwrap_or_else(|_| Err(ProbeError::Silent { asked: asked.clone(), millis }))
 }
 
+/// What a port says to a stranger at the door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Knock {
+    /// It lets him in.
+    Accepted,
+    /// Somebody is there and says no.
+    Refused,
+    /// Nobody says anything.
+    Silent,
+}
+
+/// Opens a connection and closes it.
+pub async fn knock(address: IpAddr, port: Port, within: Duration) -> Knock {
+    use std::io::ErrorKind;
+    match timeout(within, TcpStream::connect((address, port.get()))).await {
+        Ok(Ok(_)) => Knock::Accepted,
+        Ok(Err(error)) => match error.kind() {
+            ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Knock::Silent,
+            // Also what goes wrong on this side: it says nothing of the other.
+            _ => Knock::Refused,
+        },
+        Err(_) => Knock::Silent,
+    }
+}
+
 fn excerpt(body: &[u8]) -> String {
     let text: String = String::from_utf8_lossy(body).split_whitespace().collect::<Vec<_>>().join(" ");
     if text.is_empty() { String::new() } else { format!(": {}", text.chars().take(120).collect::<String>()) }
@@ -150,7 +175,9 @@ mod tests {
         assert!(matches!(probe(local, silent, &http(None), 300).await, Err(ProbeError::Broken { .. })));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let free = Port::new(listener.local_addr().expect("an address").port()).expect("a port");
+        assert_eq!(knock(local, free, Duration::from_secs(1)).await, Knock::Accepted);
         drop(listener);
+        assert_eq!(knock(local, free, Duration::from_secs(1)).await, Knock::Refused);
         assert!(matches!(probe(local, free, &Check::Tcp, 300).await, Err(ProbeError::Connect { .. })));
     }
 }

@@ -93,6 +93,10 @@ pub struct BackendHealth {
     pub healthy: bool,
     /// Whether its probe was overruled.
     pub overruled: bool,
+    /// What its probe says by itself; none: it has none.
+    pub probe: Option<bool>,
+    /// Whether one of the last probes got no good answer.
+    pub missed: bool,
 }
 
 /// Longer than any load that ends by itself; the tool's own five seconds are too few for big ones.
@@ -221,13 +225,17 @@ impl Varnish {
             .map_err(|source| VarnishError::Answer { command: command.to_owned(), source })?;
         let read = |(name, value)| {
             let entry: Entry = serde_json::from_value(value).ok()?;
-            let good = entry.probe_message.as_array().and_then(|m| m.last()?.as_str().map(|s| s == "healthy"));
+            // Good answers, of how many, and what follows: [3, 3, "healthy"].
+            let message = entry.probe_message.as_array();
+            let probe = message.and_then(|m| m.last()?.as_str().map(|s| s == "healthy"));
+            let count = |at: usize| message.and_then(|m| m.get(at)?.as_u64());
             let healthy = match entry.admin_health.as_str() {
                 "sick" => false,
                 "healthy" => true,
-                _ => good.unwrap_or(true),
+                _ => probe.unwrap_or(true),
             };
-            Some((name, BackendHealth { healthy, overruled: entry.admin_health != "probe" }))
+            let missed = probe.is_some() && count(0) < count(1);
+            Some((name, BackendHealth { healthy, overruled: entry.admin_health != "probe", probe, missed }))
         };
         Ok(list.into_iter().filter_map(read).collect())
     }

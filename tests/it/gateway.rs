@@ -462,6 +462,34 @@ async fn a_backend_is_taken_out_without_a_load() {
     gateway.set_health("nobody-1", true).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_probes_call_sick_is_told_and_overrules_end_with_their_manager() {
+    let edge = Edge::start();
+    let (a, nobody) = (server("a"), free_port());
+    let stop = CancellationToken::new();
+    let gateway = Gateway::start(&edge.config(), stop.clone());
+    let mut both = table([app("shop", &[a.port, nobody])]);
+    // Nobody refuses at once; on a loaded machine the other one is slow.
+    let backends = both.apps.values_mut().flat_map(|app| app.backends.values_mut());
+    backends.for_each(|backend| backend.probe.as_mut().unwrap().timeout_ms = 5000);
+    gateway.apply(&both).await.unwrap();
+    let mut unhealthy = gateway.unhealthy();
+    let sick = tokio::time::timeout(Duration::from_secs(20), unhealthy.wait_for(|sick| !sick.is_empty())).await;
+    let names: Vec<_> = sick.unwrap().unwrap().keys().cloned().collect();
+    assert_eq!(names, [format!("shop-2-{nobody}")]);
+    let said = |port| gateway.sees([127, 0, 0, 1].into()).into_iter().find(|s| s.port.get() == port).unwrap().probe;
+    assert_eq!((said(a.port), said(nobody)), (Some(true), Some(false)));
+    assert!(gateway.sees([127, 0, 0, 2].into()).is_empty());
+
+    // A manager that was killed had overruled it; who comes after does not know that.
+    gateway.set_health(&format!("shop-1-{}", a.port), true).await.unwrap();
+    assert_eq!(edge.get("/shop").0, 503);
+    stop.cancel();
+    let later = Gateway::start(&edge.config(), CancellationToken::new());
+    later.apply(&both).await.unwrap();
+    assert_eq!(edge.get("/shop"), (200, "a".to_owned()));
+}
+
 #[test]
 fn the_tools_are_there() {
     for tool in ["/usr/sbin/varnishd", "/usr/bin/varnishadm", "/usr/bin/varnishtest"] {

@@ -128,7 +128,8 @@ impl Report {
         }
         counts
     }
-    fn percentile(&self, percent: usize) -> Duration {
+    /// How long so many in a hundred took at most; 100: the longest.
+    pub fn percentile(&self, percent: usize) -> Duration {
         let mut all: Vec<_> = self.asked.iter().map(|a| a.took).collect();
         all.sort_unstable();
         all.get((all.len() * percent / 100).min(all.len().saturating_sub(1))).copied().unwrap_or_default()

@@ -6,6 +6,7 @@ mod cloud;
 mod deploys;
 mod failures;
 mod foreign_tools;
+mod healing;
 mod hostile;
 mod lab;
 mod load;

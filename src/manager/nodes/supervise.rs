@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    inventory::{Admission, HostKey, Node, Seen},
+    inventory::{Admission, Backends, HostKey, Node, Seen},
     model::NodeName,
     remote::{
         docker::{EngineClient, EngineError},
@@ -22,8 +22,14 @@ use crate::{
 
 use super::{LOOK_WITHIN, Nodes, Watched, admission, seen};
 
-/// Between two looks at a node that answers.
+/// Between two looks at the containers of a node that answers.
 const POLL: Duration = Duration::from_secs(2);
+/// Between two of an engine's heartbeats: a request to a node that lost its power waits until one is missed.
+const BEAT: Duration = Duration::from_millis(500);
+/// For one heartbeat.
+const BEAT_WITHIN: Duration = Duration::from_millis(500);
+/// So much longer between two heartbeats for each node: of a thousand, each is felt every two seconds.
+const BEAT_FOR_EACH: Duration = Duration::from_millis(2);
 /// What an event told is complete by then.
 const AFTERMATH: Duration = Duration::from_millis(300);
 /// Between two looks at the disk and the engine's own figures.
@@ -31,15 +37,16 @@ const FIGURES: Duration = Duration::from_secs(30);
 /// A candidate whose key was read, or a clone, is looked at again.
 const AGAIN: Duration = Duration::from_secs(30);
 /// Misses closer together than this count as one: an sshd or engine that restarts refuses many times a second.
-const MISS_APART: Duration = Duration::from_millis(1400);
+const MISS_APART: Duration = Duration::from_millis(800);
 /// A session whose engine was silent this often is opened anew.
-const SILENT_TOO_OFTEN: u32 = 8;
+const SILENT_TOO_OFTEN: u32 = 12;
 /// Ten thousand candidates must not keep an admitted node from its handshake.
 static SCANS: Semaphore = Semaphore::const_new(2);
 
 /// Watches over a machine until it is removed or the manager stops.
 pub(super) async fn watch_over(nodes: Nodes, name: NodeName, watched: Watched) {
-    let mut supervisor = Supervisor { nodes, name, watched, pauses: Pauses::default(), last_miss: None };
+    let answered = Instant::now();
+    let mut supervisor = Supervisor { nodes, name, watched, pauses: Pauses::default(), last_miss: None, answered };
     while !supervisor.watched.stop.is_cancelled() {
         let Ok(node) = supervisor.nodes.node(&supervisor.name) else { break };
         match node.admission.clone() {
@@ -60,6 +67,8 @@ struct Supervisor {
     watched: Watched,
     pauses: Pauses,
     last_miss: Option<Instant>,
+    /// When it last answered; at first, when it was first looked for.
+    answered: Instant,
 }
 
 /// Why a session was left.
@@ -151,8 +160,7 @@ impl Supervisor {
             Ok(session) => session,
             Err(error) if error.is_changed_key() => return self.refuse_key(node, &target.key, &error).await,
             Err(error) => {
-                self.trouble(&error);
-                self.miss();
+                self.miss(with_hint(&error, error.hint().as_deref())).await;
                 return self.pause_longer().await;
             }
         };
@@ -165,8 +173,7 @@ impl Supervisor {
         match left {
             Left::Closed(words) => {
                 tracing::info!(node = %self.name, words, "session ended");
-                self.nodes.update(&self.name, |node| node.trouble = Some(format!("its session ended: {words}")));
-                self.miss();
+                self.miss(format!("its session ended: {words}")).await;
             }
             Left::Silent => self.pause_longer().await,
             Left::Stop | Left::Changed | Left::Clone => {}
@@ -186,7 +193,7 @@ impl Supervisor {
         }
     }
 
-    /// Looks again and again: at each event, and every two seconds.
+    /// Looks again and again: at each event, every two seconds, and at once when a heartbeat is missed.
     async fn poll(&mut self, engine: &EngineClient, dirty: &Notify) -> Left {
         let (mut introduced, mut silent, mut told) = (false, 0, false);
         loop {
@@ -196,6 +203,7 @@ impl Supervisor {
                     return Ok(true);
                 }
                 introduced = true;
+                engine.ping(BEAT_WITHIN).await?;
                 self.nodes.look(&self.name, engine, &self.watched).await.map(|()| false)
             };
             let mut next = start + POLL;
@@ -203,22 +211,17 @@ impl Supervisor {
                 Ok(true) => return Left::Clone,
                 Ok(false) => {
                     silent = 0;
-                    self.last_miss = None;
+                    (self.last_miss, self.answered) = (None, Instant::now());
                     self.pauses = Pauses::default();
                 }
                 Err(error) => {
-                    self.nodes.update(&self.name, |node| {
-                        node.trouble = Some(error.to_string());
-                    });
-                    self.miss();
+                    self.miss(error.to_string()).await;
                     silent += 1;
                     if silent == SILENT_TOO_OFTEN {
                         return Left::Silent;
                     }
-                    // It cost the whole patience: the next look is due.
-                    if start.elapsed() >= LOOK_WITHIN {
-                        next = Instant::now();
-                    }
+                    // It cost the whole patience: the next look is due. An engine that refuses is starting.
+                    next = (start + BEAT_WITHIN).max(Instant::now());
                 }
             }
             if std::mem::take(&mut told) {
@@ -227,6 +230,19 @@ impl Supervisor {
             tokio::select! {
                 () = dirty.notified() => told = true,
                 () = sleep_until(next) => {}
+                () = self.missed_beat(engine) => {}
+            }
+        }
+    }
+
+    /// Returns when the engine misses a heartbeat: far cheaper than a look at all containers.
+    async fn missed_beat(&self, engine: &EngineClient) {
+        let nodes = u32::try_from(self.nodes.watched().len()).unwrap_or(u32::MAX);
+        let pause = BEAT.max(BEAT_FOR_EACH.saturating_mul(nodes));
+        loop {
+            sleep(pause).await;
+            if engine.ping(BEAT_WITHIN).await.is_err() {
+                return;
             }
         }
     }
@@ -279,11 +295,25 @@ impl Supervisor {
         self.nodes.update(&self.name, |node| node.trouble = Some(text));
     }
 
-    fn miss(&mut self) {
-        if self.last_miss.is_none_or(|last| last.elapsed() >= MISS_APART) {
-            self.last_miss = Some(Instant::now());
-            self.nodes.update(&self.name, |node| seen(node, Seen::Silence));
+    /// It did not answer: what the gateway sees of it decides with it what that means.
+    async fn miss(&mut self, why: String) {
+        if self.last_miss.is_some_and(|last| last.elapsed() < MISS_APART) {
+            return;
         }
+        let Ok(node) = self.nodes.node(&self.name) else { return };
+        let path = self.nodes.look_from_gateway(&self.name, node.address).await;
+        self.last_miss = Some(Instant::now());
+        let silence = Seen::Silence { lasting: self.answered.elapsed(), path };
+        let trouble = match path.backends {
+            Backends::Serving => {
+                format!("{why}; its instances answer the gateway: they stay as they are, none is added")
+            }
+            Backends::None | Backends::Sick => why,
+        };
+        self.nodes.update(&self.name, |node| {
+            node.trouble = Some(trouble);
+            seen(node, silence, self.nodes.shared.config.healing.lost_after);
+        });
     }
 
     async fn pause_longer(&mut self) {

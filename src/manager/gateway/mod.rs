@@ -4,6 +4,8 @@
 //! one running. A varnishd that comes back empty gets everything again. Never starts or stops varnishd itself, never
 //! touches VCL of others, and never stands in a request's way: routes outlive the manager.
 
+mod health;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -14,6 +16,8 @@ use std::{
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+pub use health::Sight;
 
 use super::config::Config;
 use crate::{
@@ -50,6 +54,8 @@ struct Inner {
     prepared: Mutex<BTreeSet<String>>,
     /// Containers whose backends are overruled as sick; every version of theirs gets told.
     sick: Mutex<BTreeSet<String>>,
+    /// What probes say.
+    probes: health::Probes,
 }
 
 /// What the gateway is like.
@@ -160,11 +166,15 @@ impl Gateway {
                 wanted: tokio::sync::Mutex::default(),
                 prepared: Mutex::default(),
                 sick: Mutex::default(),
+                probes: health::Probes::default(),
             }),
         };
         if gateway.inner.varnish.is_some() {
             let inner = Arc::clone(&gateway.inner);
-            tokio::spawn(async move { stop.run_until_cancelled(inner.supervise()).await });
+            tokio::spawn(async move {
+                let both = async { tokio::join!(inner.supervise(), inner.follow_probes()) };
+                stop.run_until_cancelled(both).await
+            });
         }
         gateway
     }
@@ -246,6 +256,10 @@ impl Inner {
             *wanted = Some(generation);
             return Ok(Applied::default());
         };
+        if wanted.is_none() {
+            // What an earlier manager overruled, nobody would give back.
+            _ = varnish.set_health(&format!("{}*.*", vcl::PREFIX), Health::Auto).await;
+        }
         let left = wanted.as_deref().map(|before| left(&before.table, table)).unwrap_or_default();
         let ending = (!left.is_empty()).then(|| tokio::spawn(end_shut(left)));
         let result = self.install(varnish, &generation).await;
@@ -306,7 +320,7 @@ impl Inner {
     }
 
     async fn load_nothing(&self, varnish: &Varnish) -> Result<(), GatewayError> {
-        let text = include_str!("../../templates/empty.vcl");
+        let text = include_str!("../../../templates/empty.vcl");
         self.load(varnish, "no routes", vcl::NOTHING, text, &mut Applied::default()).await
     }
 
@@ -490,6 +504,7 @@ impl Inner {
             state.up = up;
             state.error = error;
             if let Some(generation) = active {
+                self.probes.runs(generation);
                 state.active = Some(Arc::clone(&generation.table));
             }
             !same
