@@ -113,6 +113,7 @@ impl Cloud {
             verified: &self.verified,
             routed: Some(&RoutingTable::default()),
             holds: &BTreeMap::new(),
+            staged: None,
             now: Timestamp::UNIX_EPOCH,
         });
         (placed.assignments, decision.actions)

@@ -1,5 +1,5 @@
-//! `POST /v1/deploy` and `/v1/rollback`: a plan's text, or a release's number, in; NDJSON out: what changes, what happens,
-//! how it ended.
+//! `POST /v1/deploy`, `/v1/rollback`, `/v1/activate` and `/v1/follow`: a plan's text, or a release's number, in; NDJSON
+//! out: what changes, what happens, how it ended. `POST /v1/abort` ends it.
 //!
 //! Who hangs up stops watching, not the release.
 
@@ -20,6 +20,7 @@ use crate::{
     manager::{Manager, Progress, Rollback, Submission, SubmitError, Submitted, events::Event},
     model::Timestamp,
     plan::{self, Diagnostic},
+    release::{Ending, State as Ended},
 };
 
 use super::ApiError;
@@ -49,6 +50,23 @@ pub struct DeployEnd {
     pub errors: Vec<String>,
     /// What waits, for people: a node that does not answer.
     pub warnings: Vec<String>,
+    /// Whether it stands beside the active release and waits for `activate`.
+    #[serde(default)]
+    pub staged: bool,
+}
+
+/// Who steers a release that is on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steer {
+    /// A user's name.
+    pub by: String,
+}
+
+/// A release that was thrown away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aborted {
+    /// Its number.
+    pub release: u64,
 }
 
 impl From<SubmitError> for ApiError {
@@ -57,7 +75,7 @@ impl From<SubmitError> for ApiError {
             SubmitError::Plan(_) | SubmitError::Images(_) | SubmitError::NoRelease(_) => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
-            SubmitError::Busy { .. } => StatusCode::CONFLICT,
+            SubmitError::Busy { .. } | SubmitError::NoRollout => StatusCode::CONFLICT,
             SubmitError::Registry(_) => StatusCode::BAD_GATEWAY,
             SubmitError::State(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -86,6 +104,28 @@ pub(super) async fn rollback(
     let begun = Begun::now(&manager, rollback.dry_run);
     let submitted = manager.rollback(rollback).await?;
     Ok(begun.told(manager, submitted))
+}
+
+pub(super) async fn activate(State(manager): State<Manager>, Json(_): Json<Steer>) -> Result<Response, ApiError> {
+    let begun = Begun::now(&manager, false);
+    let submitted = manager.activate()?;
+    Ok(begun.told(manager, submitted))
+}
+
+pub(super) async fn watch(State(manager): State<Manager>, Json(_): Json<Steer>) -> Result<Response, ApiError> {
+    let begun = Begun::now(&manager, false);
+    let submitted = manager.on_its_way()?;
+    Ok(begun.told(manager, submitted))
+}
+
+pub(super) async fn abort(State(manager): State<Manager>, Json(steer): Json<Steer>) -> Result<Json<Aborted>, ApiError> {
+    let release = manager.abort(&steer.by)?;
+    let mut overview = manager.overview();
+    let over = |overview: &crate::manager::Overview| {
+        overview.remembered.rollout.as_ref().is_none_or(|rollout| rollout.release.number != release)
+    };
+    _ = overview.wait_for(over).await;
+    Ok(Json(Aborted { release }))
 }
 
 /// What is noted before a submission, so that nothing that follows it is missed.
@@ -146,13 +186,18 @@ async fn follow(
     let mut overview = manager.overview();
     let release = submitted.release;
     loop {
-        let progress = overview.borrow_and_update().progress.clone();
-        let taken = progress.turn >= submitted.turn && progress.release == release;
-        if progress.release > release || taken && progress.settled {
+        let (progress, ending) = {
+            let known = overview.borrow_and_update();
+            (known.progress.clone(), known.remembered.endings.get(&release).cloned())
+        };
+        // A release of an older manager has no ending.
+        let over = ending.is_some() || submitted.turn > 0 && !submitted.new;
+        let taken = progress.turn >= submitted.turn;
+        if taken && progress.settled && (over || progress.staged && progress.release == release) {
             while let Ok(event) = events.try_recv() {
                 _ = lines.send(DeployLine::Event(event)).await;
             }
-            _ = lines.send(DeployLine::End(end(&progress, release, begun))).await;
+            _ = lines.send(DeployLine::End(end(&progress, release, ending.as_ref(), begun))).await;
             return;
         }
         tokio::select! {
@@ -169,16 +214,20 @@ async fn follow(
     }
 }
 
-fn end(progress: &Progress, release: u64, begun: Timestamp) -> DeployEnd {
+fn end(progress: &Progress, release: u64, ending: Option<&Ending>, begun: Timestamp) -> DeployEnd {
     let millis = i64::try_from(Timestamp::now().duration_since(begun).as_millis()).unwrap_or(i64::MAX);
-    let mut errors: Vec<String> = progress.failures.iter().map(|(id, why)| format!("{id}: {why}")).collect();
-    errors.extend(progress.unplaced.iter().map(|(id, why)| format!("{id} has no place: {why}")));
-    errors.extend(
-        progress.gateway.iter().map(|why| format!("the gateway refused the routing, the old one stays: {why}")),
-    );
-    if progress.release > release {
-        errors.push(format!("release {} came after it", progress.release));
+    let mut errors: Vec<String> = Vec::new();
+    match ending {
+        Some(ending) if ending.state != Ended::Good => errors.extend(ending.why.iter().cloned()),
+        _ if progress.release > release => errors.push(format!("release {} came after it", progress.release)),
+        _ => {
+            errors.extend(progress.failures.iter().map(|(id, why)| format!("{id}: {why}")));
+            errors.extend(progress.unplaced.iter().map(|(id, why)| format!("{id} has no place: {why}")));
+            let refused = |why: &String| format!("the gateway refused the routing, the old one stays: {why}");
+            errors.extend(progress.gateway.iter().map(refused));
+        }
     }
     let warnings = progress.waiting.iter().map(|(id, why)| format!("{id} waits: {why}")).collect();
-    DeployEnd { release, ok: errors.is_empty(), millis, errors, warnings }
+    let staged = progress.staged && ending.is_none();
+    DeployEnd { release, ok: errors.is_empty(), millis, errors, warnings, staged }
 }

@@ -6,6 +6,9 @@
 //! | `POST /v1/deploy` | a [`crate::manager::Submission`] in; NDJSON of [`DeployLine`] out |
 //! | `GET /v1/releases` | [`ReleasesView`] |
 //! | `POST /v1/rollback` | a [`crate::manager::Rollback`] in; NDJSON of [`DeployLine`] out |
+//! | `POST /v1/activate` | [`Steer`] in; the staged release becomes active; NDJSON of [`DeployLine`] out |
+//! | `POST /v1/follow` | [`Steer`] in; NDJSON of [`DeployLine`] of the release on its way out |
+//! | `POST /v1/abort` | [`Steer`] in; the release on its way is thrown away; [`Aborted`] out |
 //! | `POST /v1/plan/check` | a plan's file name and text in; what the cloud and the registry do not know of it out |
 //! | `POST /v1/nodes/NAME/cordon`, `undrain`, `drain` | an [`OperateBody`] in |
 //! | `GET /v1/nodes/NAME/drain` | a [`crate::manager::Drain`]: what is there still |
@@ -25,7 +28,7 @@ mod stream;
 pub mod vcl;
 pub mod views;
 
-pub use deploy::{DeployEnd, DeployLine, PlanText};
+pub use deploy::{Aborted, DeployEnd, DeployLine, PlanText, Steer};
 pub use error::{ApiError, ErrorBody};
 pub use operate::OperateBody;
 pub use releases::ReleasesView;
@@ -50,6 +53,9 @@ pub fn router(manager: Manager) -> Router {
         .route("/v1/status", get(async |State(manager): State<Manager>| Json(views::status(&manager))))
         .route("/v1/deploy", post(deploy::deploy).layer(DefaultBodyLimit::max(2 * plan::MAX_BYTES)))
         .route("/v1/rollback", post(deploy::rollback))
+        .route("/v1/activate", post(deploy::activate))
+        .route("/v1/follow", post(deploy::watch))
+        .route("/v1/abort", post(deploy::abort))
         .route("/v1/releases", get(releases::list))
         .route("/v1/plan/check", post(deploy::check).layer(DefaultBodyLimit::max(2 * plan::MAX_BYTES)))
         .route("/v1/registry", get(registry))

@@ -139,6 +139,11 @@ pub fn status(manager: &Manager) -> StatusView {
         problems.push("the gateway's Varnish does not answer".to_owned());
     }
     problems.extend(overview.progress.gateway.iter().map(|why| format!("the gateway refused its routing: {why}")));
+    if let Some((number, ending)) =
+        overview.progress.failed.and_then(|n| Some((n, overview.remembered.endings.get(&n)?)))
+    {
+        problems.push(format!("release {number} {}: {}", ending.state.word(), ending.why.join("; ")));
+    }
     problems.extend(overview.progress.frozen.iter().map(|why| format!("nothing is moved: {why}")));
     problems.extend(manager.plan_problem().map(|why| format!("the plan file is not followed: {why}")));
     problems.extend(snapshot.nodes.values().filter(|node| node.disk_full).map(full));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use http::Method;
 
 use crate::{
-    api::{DeployEnd, DeployLine},
+    api::{Aborted, DeployEnd, DeployLine, Steer},
     manager::{
         Submission, Submitted,
         events::{Event, Kind},
@@ -24,14 +24,43 @@ pub struct Args {
     /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Stop before the switch: `matrix activate` makes it, `matrix abort` throws the release away
+    #[arg(long, conflicts_with = "dry_run")]
+    stage: bool,
     /// What to say of this release
     #[arg(long, short)]
     message: Option<String>,
 }
 
+/// Options of `matrix activate`, `matrix abort` and `matrix follow`.
+#[derive(Debug, clap::Args)]
+pub struct OnItsWay {}
+
 pub(super) fn run(args: Args, global: &Global, out: &Printer) -> Result<(), Failure> {
     let submission = load(&args, out)?;
     follow(global, "/v1/deploy", &submission, args.dry_run, out)
+}
+
+/// Shows the release that is on its way until it ends.
+pub(super) fn watch(_args: OnItsWay, global: &Global, out: &Printer) -> Result<(), Failure> {
+    follow(global, "/v1/follow", &Steer { by: user() }, false, out)
+}
+
+/// Makes a staged release active, and shows it until it ends.
+pub(super) fn activate(_args: OnItsWay, global: &Global, out: &Printer) -> Result<(), Failure> {
+    follow(global, "/v1/activate", &Steer { by: user() }, false, out)
+}
+
+/// Throws the release away that is on its way.
+pub(super) fn abort(_args: OnItsWay, global: &Global, out: &Printer) -> Result<(), Failure> {
+    let client = Client::new(global);
+    let aborted: Aborted = block_on(async { client.send(Method::POST, "/v1/abort", &Steer { by: user() }).await })?;
+    if out.is_json() {
+        out.json(&aborted);
+    } else {
+        out.line(format!("release {} is aborted; what was active before stays", aborted.release));
+    }
+    Ok(())
 }
 
 /// Submits, then shows what changes, what happens and how it ended.
@@ -64,7 +93,9 @@ pub(super) fn follow(
             .hint("it goes on when the manager is back: `matrix status`"))
     })
     .map_err(|failure| match failure.exit {
-        Exit::Interrupted => failure.hint("a release that was accepted goes on: `matrix status` shows how far it is"),
+        Exit::Interrupted => {
+            failure.hint("a release that was accepted goes on: `matrix follow` shows it again, `matrix abort` ends it")
+        }
         _ => failure,
     })
 }
@@ -73,7 +104,7 @@ pub(super) fn follow(
 fn load(args: &Args, out: &Printer) -> Result<Submission, Failure> {
     let (file, bytes) = super::plan::load_valid(&args.plan, out)?;
     let text = String::from_utf8(bytes).map_err(|_| Failure::invalid(format!("{file} is not UTF-8")))?;
-    Ok(Submission { file, text, by: user(), message: args.message.clone(), dry_run: args.dry_run })
+    Ok(Submission { file, text, by: user(), message: args.message.clone(), dry_run: args.dry_run, stage: args.stage })
 }
 
 /// Who deploys: the user's name, as the system knows it.
@@ -88,6 +119,9 @@ fn show(submitted: &Submitted, dry_run: bool, out: &Printer) {
     }
     for change in &submitted.changes {
         out.line(change.to_string());
+    }
+    for cramped in &submitted.cramped {
+        out.warning(cramped);
     }
     let number = submitted.release;
     match (submitted.changes.len(), dry_run) {
@@ -113,11 +147,15 @@ fn report(end: &DeployEnd, out: &Printer) -> Result<(), Failure> {
     }
     #[expect(clippy::cast_precision_loss, reason = "seconds for people")]
     let seconds = end.millis as f64 / 1000.0;
+    if end.staged {
+        let next = "`matrix activate` makes the switch, `matrix abort` throws it away";
+        out.line(format!("release {} is staged after {seconds:.2} s: {next}", end.release));
+        return Ok(());
+    }
     if end.ok {
         out.line(format!("release {} is out after {seconds:.2} s", end.release));
         return Ok(());
     }
-    Err(Failure::failed(format!("release {} is not out:\n{}", end.release, end.errors.join("\n"))).hint(
-        "what served before goes on serving; `matrix status` shows it, deploying a mended plan replaces this release",
-    ))
+    Err(Failure::failed(format!("release {} is not out:\n{}", end.release, end.errors.join("\n")))
+        .hint("what served before goes on serving; `matrix status` shows it; deploy again when it is mended"))
 }

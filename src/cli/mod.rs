@@ -78,6 +78,12 @@ enum Command {
     Plan(plan::Args),
     /// Make the cloud run a plan
     Deploy(deploy::Args),
+    /// Make a staged release active
+    Activate(deploy::OnItsWay),
+    /// Throw the release away that is on its way
+    Abort(deploy::OnItsWay),
+    /// Show the release that is on its way until it ends
+    Follow(deploy::OnItsWay),
     /// List the releases the cloud ran
     Releases(releases::ListArgs),
     /// Show what changed between two releases
@@ -123,6 +129,9 @@ fn run(cli: Cli, out: &Printer) -> Result<(), Failure> {
         Command::Nodes(args) => nodes::run(args, global, out),
         Command::Plan(args) => plan::run(args, global, out),
         Command::Deploy(args) => deploy::run(args, global, out),
+        Command::Activate(args) => deploy::activate(args, global, out),
+        Command::Abort(args) => deploy::abort(args, global, out),
+        Command::Follow(args) => deploy::watch(args, global, out),
         Command::Releases(args) => releases::list(args, global, out),
         Command::Diff(args) => releases::diff(args, global, out),
         Command::Rollback(args) => releases::rollback(args, global, out),

@@ -41,16 +41,23 @@ pub(super) fn list(_args: ListArgs, global: &Global, out: &Printer) -> Result<()
         return Ok(());
     }
     let rows = view.releases.iter().rev().map(|release| {
-        let current = view.current == Some(release.number);
+        let number = Some(release.number);
+        let state = match view.endings.get(&release.number) {
+            _ if view.current == number => "active",
+            _ if view.on_its_way == number => "on its way",
+            Some(ending) => ending.state.word(),
+            None => "",
+        };
         vec![
-            format!("{}{}", release.number, if current { " *" } else { "" }),
+            format!("{}{}", release.number, if view.current == number { " *" } else { "" }),
+            state.to_owned(),
             format!("{} ago", age(Some(release.created))),
             release.by.clone(),
             release.plan.apps.keys().map(crate::model::AppName::as_str).collect::<Vec<_>>().join(" "),
             release.message.clone().unwrap_or_default(),
         ]
     });
-    out.table(&["RELEASE", "MADE", "BY", "APPLICATIONS", "MESSAGE"], rows);
+    out.table(&["RELEASE", "STATE", "MADE", "BY", "APPLICATIONS", "MESSAGE"], rows);
     Ok(())
 }
 

@@ -40,8 +40,13 @@ pub(super) enum Outcome {
     Answers(Answered),
     /// The container is gone.
     Gone,
-    /// It failed, for people, with a hint.
-    Failed(String),
+    /// It failed.
+    Failed {
+        /// How, for people, with a hint.
+        why: String,
+        /// How often to try again before a release fails over it; none: always.
+        tries: Option<u32>,
+    },
     /// Nobody wants it any more.
     Cancelled,
 }
@@ -62,14 +67,14 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 fn failed(error: &EngineError) -> Outcome {
     let hint = error.hint().map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
-    Outcome::Failed(chain(error) + &hint)
+    Outcome::Failed { why: chain(error) + &hint, tries: error.tries() }
 }
 
 /// Does it.
 pub(super) async fn execute(hands: &Hands, action: &Action) -> Outcome {
     let node = action.node();
     let Some(engine) = hands.nodes.engine(node) else {
-        return Outcome::Failed(format!("{node} does not answer"));
+        return Outcome::Failed { why: format!("{node} does not answer"), tries: None };
     };
     match action {
         Action::Start { container, reason, .. } => {
@@ -137,13 +142,16 @@ async fn verify(
     // The snapshot knows the container before anybody relies on it.
     let mut seen = Some(hands.nodes.refresh(node));
     let mut pause = Duration::from_millis(20);
+    // An engine's proxy accepts before the container's network passes packets: what is sent then waits for a second.
+    let mut patience = health.timeout_ms.min(150);
     let mut crashes = 0;
     loop {
         let snapshot = hands.nodes.snapshot();
         let Some(address) = snapshot.nodes.get(node).map(|n| n.address) else {
-            return Outcome::Failed(format!("{node} is not known any more"));
+            return Outcome::Failed { why: format!("{node} is not known any more"), tries: None };
         };
-        let asked = probe(address, container.host_port, &health.check, health.timeout_ms);
+        let asked = probe(address, container.host_port, &health.check, patience);
+        patience = health.timeout_ms.min(patience * 2);
         let answer = match seen.take() {
             Some(refresh) => tokio::join!(asked, refresh).0,
             None => asked.await,
@@ -170,7 +178,7 @@ async fn verify(
                     _ = write!(text, "\n    {line}");
                 }
             }
-            return Outcome::Failed(text);
+            return Outcome::Failed { why: text, tries: Some(0) };
         }
         sleep(pause).await;
         pause = (pause * 3 / 2).min(Duration::from_millis(250));

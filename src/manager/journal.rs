@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     model::NodeName,
-    release::Release,
+    release::{Ending, Release, Rollout, State},
     routing::RoutingTable,
     schedule::Assignments,
     store::{Change, Store, StoreError, get_json, list_json},
@@ -32,6 +32,12 @@ pub struct Remembered {
     pub release: Option<Release>,
     /// The one before.
     pub previous: Option<Release>,
+    /// The release that is on its way.
+    pub rollout: Option<Rollout>,
+    /// Where the instances of that belong.
+    pub staged: Assignments,
+    /// How releases ended.
+    pub endings: BTreeMap<u64, Ending>,
     /// Where instances are.
     pub assignments: Assignments,
     /// Containers (by name) that answered.
@@ -46,6 +52,9 @@ pub struct Journal(Arc<dyn Store>);
 
 const RELEASE: &str = "release/";
 const CURRENT: &str = "current-release";
+const ROLLOUT: &str = "rollout";
+const STAGED: &str = "staged";
+const ENDING: &str = "ending/";
 const ASSIGNMENTS: &str = "assignments";
 const VERIFIED: &str = "verified";
 const TABLE: &str = "routing-table";
@@ -70,13 +79,15 @@ impl Journal {
             Some(number) => get_json::<Release>(store, &release_key(number))?,
             None => None,
         };
-        let previous = match &release {
-            Some(release) if release.number > 1 => get_json(store, &release_key(release.number - 1))?,
-            _ => None,
-        };
+        let endings = self.endings()?;
+        let before =
+            release.as_ref().and_then(|release| self.before(release.number, &endings).transpose()).transpose()?;
         Ok(Remembered {
             release,
-            previous,
+            previous: before,
+            rollout: get_json(store, ROLLOUT)?,
+            staged: get_json(store, STAGED)?.unwrap_or_default(),
+            endings,
             assignments: get_json(store, ASSIGNMENTS)?.unwrap_or_default(),
             verified: get_json(store, VERIFIED)?.unwrap_or_default(),
             table: get_json(store, TABLE)?.unwrap_or_default(),
@@ -89,15 +100,52 @@ impl Journal {
     pub fn releases(&self) -> Result<Vec<Release>, StoreError> {
         Ok(list_json::<Release>(&*self.0, RELEASE)?.into_values().collect())
     }
-    /// Keeps a release and makes it the current one, in one transaction.
+    /// The last release before this one that was active and stayed whole.
+    ///
+    /// # Errors
+    /// When the store fails or holds something unreadable.
+    pub fn before(&self, number: u64, endings: &BTreeMap<u64, Ending>) -> Result<Option<Release>, StoreError> {
+        let good = |r: &Release| r.number < number && endings.get(&r.number).is_none_or(|e| e.state == State::Good);
+        Ok(self.releases()?.into_iter().rev().find(good))
+    }
+    /// How each release ended.
+    ///
+    /// # Errors
+    /// When the store fails or holds something unreadable.
+    pub fn endings(&self) -> Result<BTreeMap<u64, Ending>, StoreError> {
+        let read = list_json::<Ending>(&*self.0, ENDING)?;
+        Ok(read.into_iter().filter_map(|(number, ending)| Some((number.parse().ok()?, ending))).collect())
+    }
+    /// Keeps a new release, on its way.
     ///
     /// # Errors
     /// When the store fails, or another release took the number.
-    pub fn release(&self, release: &Release) -> Result<(), StoreError> {
-        self.0.transact(&[
-            Change::put(release_key(release.number), release)?.expect(0),
-            Change::put(CURRENT, &release.number)?,
-        ])
+    pub fn begin(&self, rollout: &Rollout) -> Result<(), StoreError> {
+        let release = Change::put(release_key(rollout.release.number), &rollout.release)?.expect(0);
+        self.0.transact(&[release, Change::put(ROLLOUT, rollout)?, Change::delete(STAGED)])
+    }
+    /// Keeps how far it is.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn rollout(&self, rollout: &Rollout) -> Result<(), StoreError> {
+        self.0.transact(&[Change::put(ROLLOUT, rollout)?])
+    }
+    /// Ends it, all in one transaction: a good one becomes the active one, at these places.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn end(&self, number: u64, ending: &Ending, places: &Assignments) -> Result<(), StoreError> {
+        let mut changes = vec![
+            Change::put(format!("{ENDING}{number:012}"), ending)?,
+            Change::delete(ROLLOUT),
+            Change::delete(STAGED),
+        ];
+        if ending.state == State::Good {
+            changes.push(Change::put(CURRENT, &number)?);
+            changes.push(Change::put(ASSIGNMENTS, places)?);
+        }
+        self.0.transact(&changes)
     }
     /// Keeps what changed of the rest.
     ///
@@ -106,12 +154,16 @@ impl Journal {
     pub fn world(
         &self,
         assignments: Option<&Assignments>,
+        staged: Option<&Assignments>,
         verified: Option<&BTreeMap<String, Answered>>,
         table: Option<&RoutingTable>,
     ) -> Result<(), StoreError> {
         let mut changes = Vec::new();
         if let Some(assignments) = assignments {
             changes.push(Change::put(ASSIGNMENTS, assignments)?);
+        }
+        if let Some(staged) = staged {
+            changes.push(Change::put(STAGED, staged)?);
         }
         if let Some(verified) = verified {
             changes.push(Change::put(VERIFIED, verified)?);

@@ -11,6 +11,8 @@ pub mod journal;
 pub mod nodes;
 mod operate;
 mod plan_file;
+mod rollout;
+mod route;
 mod run;
 mod settings;
 mod submit;

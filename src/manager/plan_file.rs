@@ -33,6 +33,7 @@ pub(super) async fn follow(manager: Manager, plan: PlanFile) {
                     by: "plan file".to_owned(),
                     message: None,
                     dry_run: false,
+                    stage: false,
                 };
                 match manager.submit(submission).await {
                     Ok(_) => {

@@ -16,14 +16,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    inventory::{NodeState, Snapshot},
-    model::{AppName, InstanceId, NodeName, Timestamp},
-    plan::App,
-    reconcile::{self, Action, Hold, World},
-    release::Release,
+    inventory::{ContainerSpec, NodeState, Snapshot},
+    model::{InstanceId, NodeName, Timestamp},
+    reconcile::{self, Action, Decision, Hold, Stage, Staged, World},
+    release::{Release, Rollout, State},
     remote::connections,
-    routing::{AppRouting, RoutingTable, routes},
-    schedule::{self, Unplaced},
+    routing::{RoutingTable, routes},
+    schedule::{self, Assignments, Unplaced},
 };
 
 use super::{
@@ -32,15 +31,26 @@ use super::{
     events::{Events, Kind},
     execute::{self, Outcome},
     gateway::Gateway,
-    journal::{Journal, Remembered},
+    journal::{Answered, Journal, Remembered},
     nodes::Nodes,
+    rollout,
+    route::TOGETHER,
 };
 
 /// How far the cloud is from what is wanted.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Progress {
-    /// The release it is about; 0: none yet.
+    /// The release it is about: the one on its way, or else the active one; 0: none yet.
     pub release: u64,
+    /// How far that is, for people; none: it is active.
+    #[serde(default)]
+    pub rollout: Option<String>,
+    /// Whether all of it answers and the switch waits for somebody to ask for it.
+    #[serde(default)]
+    pub staged: bool,
+    /// The last release that failed, until another one is asked for.
+    #[serde(default)]
+    pub failed: Option<u64>,
     /// The last submission that is taken into account, counted since the manager started.
     pub turn: u64,
     /// Whether there is nothing to do and nothing under way.
@@ -68,11 +78,15 @@ pub struct Overview {
 
 pub(super) enum Message {
     /// A release was made and written down, by this submission.
-    Release { release: Box<Release>, turn: u64 },
+    Release { rollout: Box<Rollout>, turn: u64 },
+    /// The switch may be made.
+    Activate { turn: u64 },
+    /// The release on its way is not wanted any more, for this reason.
+    Abort { why: String },
     /// The release was submitted again: what failed is tried at once.
     Again { turn: u64 },
     /// An action ended.
-    Ended { action: Box<Action>, outcome: Outcome },
+    Ended { action: Box<Action>, again: bool, outcome: Outcome },
     /// The gateway took a table, or not.
     Applied { table: Box<RoutingTable>, result: Result<(), String> },
 }
@@ -91,23 +105,28 @@ pub(super) struct Parts {
 /// The longest a loop waits when nothing happens.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// How long a backend that answers waits for others, so that they are routed together.
-const TOGETHER: Duration = Duration::from_millis(400);
-
-struct Loop {
-    parts: Parts,
-    sender: mpsc::UnboundedSender<Message>,
-    known: Remembered,
+pub(super) struct Loop {
+    pub(super) parts: Parts,
+    pub(super) sender: mpsc::UnboundedSender<Message>,
+    pub(super) known: Remembered,
     /// What of it is written down.
     written: Remembered,
     /// The table the gateway has; none: not known.
-    applied: Option<RoutingTable>,
-    applying: bool,
+    pub(super) applied: Option<RoutingTable>,
+    pub(super) applying: bool,
     /// Since when there are backends the gateway does not have yet, while more are on their way.
-    growing: Option<Instant>,
-    gateway_error: Option<(String, RoutingTable)>,
-    holds: BTreeMap<String, Hold>,
-    running: BTreeMap<String, (Action, CancellationToken)>,
+    pub(super) growing: Option<Instant>,
+    pub(super) gateway_error: Option<(String, RoutingTable)>,
+    pub(super) holds: BTreeMap<String, Hold>,
+    pub(super) running: BTreeMap<String, (Action, CancellationToken)>,
+    /// Containers that stay and passed the health check of the release on its way.
+    pub(super) passed: BTreeMap<String, Answered>,
+    /// Why the release on its way has failed.
+    pub(super) failing: Vec<String>,
+    /// The last release that failed, until another one is asked for.
+    pub(super) failed: Option<u64>,
+    /// Whether all of the release on its way answers.
+    pub(super) staged: bool,
     lost: BTreeSet<NodeName>,
     started: Instant,
     turn: u64,
@@ -136,6 +155,10 @@ pub(super) async fn run(
         gateway_error: None,
         holds: BTreeMap::new(),
         running: BTreeMap::new(),
+        passed: BTreeMap::new(),
+        failing: Vec::new(),
+        failed: None,
+        staged: false,
         lost: BTreeSet::new(),
         started: Instant::now(),
         turn: 0,
@@ -172,15 +195,22 @@ async fn moved<T>(state: Option<&mut watch::Receiver<T>>) {
 impl Loop {
     fn take(&mut self, message: Message) {
         match message {
-            Message::Release { release, turn } => {
-                self.ask_again(&release);
-                self.known.previous = self.known.release.replace(*release);
+            Message::Release { rollout, turn } => {
+                self.known.rollout = Some(*rollout);
+                self.known.staged.clear();
+                self.passed.clear();
+                self.failing.clear();
                 self.try_at_once(turn);
             }
+            Message::Activate { turn } => {
+                self.release_hold();
+                self.try_at_once(turn);
+            }
+            Message::Abort { why } => self.give_up(State::Aborted, vec![why]),
             Message::Again { turn } => self.try_at_once(turn),
-            Message::Ended { action, outcome } => {
+            Message::Ended { action, again, outcome } => {
                 self.running.remove(action.container());
-                self.ended(&action, outcome);
+                self.ended(&action, again, outcome);
             }
             Message::Applied { table, result } => {
                 self.applying = false;
@@ -202,28 +232,32 @@ impl Loop {
 
     fn try_at_once(&mut self, turn: u64) {
         self.turn = turn;
+        self.failed = None;
         self.holds.clear();
         self.gateway_error = None;
     }
 
-    fn ended(&mut self, action: &Action, outcome: Outcome) {
+    fn ended(&mut self, action: &Action, again: bool, outcome: Outcome) {
         let name = action.container().to_owned();
         match outcome {
             Outcome::Answers(answered) => {
                 self.holds.remove(&name);
-                self.known.verified.insert(name, answered);
+                if again { &mut self.passed } else { &mut self.known.verified }.insert(name, answered);
             }
             Outcome::Gone => {
                 self.holds.remove(&name);
                 self.known.verified.remove(&name);
             }
             Outcome::Cancelled => {}
-            Outcome::Failed(why) => {
+            Outcome::Failed { why, tries } => {
                 let failures = self.holds.get(&name).map_or(0, |hold| hold.failures) + 1;
                 let pause = Duration::from_secs(5 << failures.min(6).saturating_sub(1));
                 // The same failure again and again would push everything else out of sight.
                 if self.holds.get(&name).is_none_or(|hold| hold.why != why) {
                     self.parts.events.tell(Kind::Failed, action.instance(), Some(action.node()), why.clone());
+                }
+                if tries.is_some_and(|tries| failures > tries) {
+                    self.fails(action, &why);
                 }
                 let until = Timestamp::now() + pause;
                 self.holds.insert(name, Hold { until, failures, why });
@@ -237,96 +271,124 @@ impl Loop {
         let now = Timestamp::now();
         self.tell_nodes(&snapshot);
         self.cut_lost(&snapshot);
-        let Some(release) = self.known.release.clone() else {
+        if self.known.release.is_none() && self.known.rollout.is_none() && self.known.endings.is_empty() {
             // Also a cloud without a release says that nothing is there.
             self.route();
             self.publish(Progress { settled: true, turn: self.turn, ..Progress::default() });
             return Instant::now() + HEARTBEAT;
-        };
+        }
         if let Some(coming) = caution::looks_around(&snapshot, &self.parts.config.admission, self.started.elapsed()) {
             self.route();
-            self.publish(Progress {
-                release: release.number,
-                turn: self.turn,
-                frozen: Some(coming),
-                ..Progress::default()
-            });
+            self.publish(Progress { turn: self.turn, frozen: Some(coming), ..self.about() });
             return Instant::now() + Duration::from_millis(100);
         }
         // Not before all have been looked at: what is not seen yet is not gone.
         caution::forget_gone(&mut self.known.verified, &snapshot);
+        caution::forget_gone(&mut self.passed, &snapshot);
         let frozen = caution::unsure(&snapshot, self.started.elapsed(), self.parts.config.healing.freeze_share);
-        let placed = schedule::place(schedule::Input {
-            release: &release,
-            snapshot: &snapshot,
-            previous: &self.known.assignments,
-            ports: self.parts.config.ports,
-            frozen: frozen.is_some(),
-            beside: &schedule::Beside::NOTHING,
-        });
-        self.known.assignments = placed.assignments;
-        let verified: BTreeMap<_, _> = self.known.verified.iter().map(|(n, a)| (n.clone(), a.status)).collect();
-        let decision = reconcile::diff(World {
+        let mut decided = self.decide(&snapshot, now, frozen.is_some());
+        // What is wanted changes with the phase of a rollout: it is decided anew.
+        while self.advance(&decided, &snapshot, frozen.is_some()) {
+            decided = self.decide(&snapshot, now, frozen.is_some());
+        }
+        let staged = decided.stage.as_ref().map(|(_, stage)| stage.names()).unwrap_or_default();
+        // What is staged gets no request before the switch.
+        let away: BTreeSet<String> = decided.decision.leaving.union(&staged).cloned().collect();
+        let verified = statuses(&self.known.verified);
+        let routes_of = |last| routes::Input {
             cloud: &self.parts.config.cloud,
-            release: &release,
-            previous: self.known.previous.as_ref(),
+            release: &decided.release,
             assignments: &self.known.assignments,
             snapshot: &snapshot,
             verified: &verified,
-            routed: self.applied.as_ref(),
-            holds: &self.holds,
-            now,
-        });
-        self.known.table = routes::table(routes::Input {
-            cloud: &self.parts.config.cloud,
-            release: &release,
-            assignments: &self.known.assignments,
-            snapshot: &snapshot,
-            verified: &verified,
-            leaving: &decision.leaving,
-            last: &self.known.table,
-        });
-        self.remember();
-        let wanted: BTreeSet<String> = self
-            .known
-            .assignments
-            .iter()
-            .map(|(id, a)| crate::inventory::ContainerSpec::name_of(id, &a.spec, &a.node, a.host_port))
-            .collect();
-        self.cancel_unwanted(&wanted);
-        if decision.actions.iter().any(|action| matches!(action, Action::Start { .. }))
-            && let Some(gateway) = self.parts.gateway.clone()
-        {
-            let planned = routes::planned(routes::Input {
-                cloud: &self.parts.config.cloud,
-                release: &release,
-                assignments: &self.known.assignments,
-                snapshot: &snapshot,
-                verified: &verified,
-                leaving: &decision.leaving,
-                last: &self.known.table,
-            });
+            leaving: &away,
+            last,
+        };
+        let table = routes::table(routes_of(&self.known.table));
+        let starts = decided.decision.actions.iter().any(|action| matches!(action, Action::Start { .. }));
+        if starts && let Some(gateway) = self.parts.gateway.clone() {
+            let next = match (&decided.stage, &self.known.rollout) {
+                (Some((places, _)), Some(rollout)) => {
+                    routes::Input { release: &rollout.release, assignments: places, ..routes_of(&table) }
+                }
+                _ => routes_of(&table),
+            };
+            let planned = routes::planned(next);
             tokio::spawn(async move { gateway.prepare(&planned).await });
         }
-        for action in decision.actions {
-            self.set_going(action);
+        self.known.table = table;
+        self.remember();
+        let wanted: BTreeSet<String> = names(&self.known.assignments).map(|(name, _)| name).chain(staged).collect();
+        self.cancel_unwanted(&wanted);
+        for action in std::mem::take(&mut decided.decision.actions) {
+            self.set_going(action, &decided);
         }
         // After the actions: what is on its way is worth waiting for.
         self.route();
         let routed = self.applied.as_ref() == Some(&self.known.table);
         let failures = self.failures(&wanted);
         let gateway = self.gateway_error.as_ref().map(|(why, _)| why.clone());
+        let still = self.running.is_empty() && (routed || gateway.is_some()) && !self.applying;
+        let about = self.about();
         self.publish(Progress {
-            release: release.number,
             turn: self.turn,
-            settled: self.running.is_empty() && (routed || gateway.is_some()) && !self.applying,
-            waiting: decision.waiting.into_iter().filter(|(id, _)| !failures.contains_key(id)).collect(),
+            settled: still && (about.rollout.is_none() || about.staged),
+            waiting: decided.decision.waiting.into_iter().filter(|(id, _)| !failures.contains_key(id)).collect(),
             failures,
-            unplaced: placed.unplaced.iter().map(|(id, why): (_, &Unplaced)| (id.clone(), why.to_string())).collect(),
+            unplaced: decided.unplaced.iter().map(|(id, why): (_, &Unplaced)| (id.clone(), why.to_string())).collect(),
             gateway,
             frozen,
+            ..about
         });
         self.next_look(now)
+    }
+
+    /// What is wanted now, and what can be done about it.
+    fn decide(&mut self, snapshot: &Snapshot, now: Timestamp, frozen: bool) -> Decided {
+        let active = self.known.release.clone().unwrap_or_else(Release::none);
+        let release = self.known.rollout.as_ref().map_or_else(|| active.clone(), |r| r.effective(&active));
+        let ports = self.parts.config.ports;
+        let (previous, beside) = (&self.known.assignments, &schedule::Beside::NOTHING);
+        let placed = schedule::place(schedule::Input { release: &release, snapshot, previous, ports, frozen, beside });
+        self.known.assignments = placed.assignments;
+        let (mut unplaced, mut no_room) = (placed.unplaced, Vec::new());
+        let stage = self.known.rollout.as_ref().map(|rollout| {
+            let staged = rollout::place(rollout, &release, &self.known, snapshot, ports, frozen);
+            no_room = staged.no_room;
+            unplaced.extend(staged.unplaced);
+            (staged.places, staged.stage)
+        });
+        if let Some((places, _)) = &stage {
+            self.known.staged.clone_from(places);
+        }
+        let passed: BTreeSet<String> = self.passed.keys().cloned().collect();
+        let verified = statuses(&self.known.verified);
+        let mut decision = reconcile::diff(World {
+            cloud: &self.parts.config.cloud,
+            release: &release,
+            // While applications are replaced step by step, what they were before is active still.
+            previous: if stage.is_some() { self.known.release.as_ref() } else { self.known.previous.as_ref() },
+            assignments: &self.known.assignments,
+            snapshot,
+            verified: &verified,
+            routed: self.applied.as_ref(),
+            holds: &self.holds,
+            staged: stage.as_ref().zip(self.known.rollout.as_ref()).map(|((_, stage), rollout)| Staged {
+                release: &rollout.release,
+                stage,
+                passed: &passed,
+            }),
+            now,
+        });
+        if release.number == 0 {
+            // Nothing is wanted yet. What runs all the same may be all that a lost state file knew of.
+            let of_failed = |name: &str| {
+                let ours = snapshot.containers().find(|(_, c)| c.name == name).and_then(|(_, c)| c.ours.as_ref());
+                ours.is_some_and(|ours| self.known.endings.contains_key(&ours.release))
+            };
+            decision.actions.retain(|a| !matches!(a, Action::Stop { name, .. } if !of_failed(name)));
+        }
+        Decided { release, stage, unplaced, no_room, decision }
     }
 
     /// Tells which nodes are in another state than they were.
@@ -336,18 +398,6 @@ impl Loop {
             let text = node.trouble.as_ref().map_or_else(|| state.to_owned(), |trouble| format!("{state}: {trouble}"));
             self.parts.events.tell(kind, &node.name, Some(&node.name), text);
         }
-    }
-
-    /// Instances that stay, of applications whose health check changed, have to answer the new one before the gateway
-    /// asks it: a wrong one must not take what serves out of the turn.
-    fn ask_again(&mut self, next: &Release) {
-        let Some(now) = &self.known.release else { return };
-        let changed = |(name, app): (&AppName, &App)| {
-            let before = now.plan.apps.get(name)?;
-            (before.health.check != app.health.check && now.spec(name) == next.spec(name)).then(|| format!("{name}."))
-        };
-        let changed: Vec<_> = next.plan.apps.iter().filter_map(changed).collect();
-        self.known.verified.retain(|name, _| !changed.iter().any(|app| name.starts_with(app)));
     }
 
     /// Requests the gateway has sent to a node that is lost are tried elsewhere now, not after their timeout.
@@ -373,6 +423,7 @@ impl Loop {
         let (known, last) = (&self.known, &self.written);
         let written = self.parts.journal.world(
             (known.assignments != last.assignments).then_some(&known.assignments),
+            (known.staged != last.staged).then_some(&known.staged),
             (known.verified != last.verified).then_some(&known.verified),
             (known.table != last.table).then_some(&known.table),
         );
@@ -384,55 +435,6 @@ impl Loop {
         }
     }
 
-    fn route(&mut self) {
-        let table = &self.known.table;
-        let Some(gateway) = &self.parts.gateway else {
-            // Nobody to tell: it holds at once, and what waits for it goes on now, not at the next heartbeat.
-            if self.applied.as_ref() != Some(table) {
-                _ = self.sender.send(Message::Applied { table: Box::new(table.clone()), result: Ok(()) });
-            }
-            return;
-        };
-        let refused =
-            self.gateway_error.as_ref().is_some_and(|(_, refused)| refused == table) && gateway.state().borrow().up;
-        if self.applying || self.applied.as_ref() == Some(table) || refused {
-            self.growing = None;
-            return;
-        }
-        if self.may_grow() && (!self.gains() || self.growing.get_or_insert_with(Instant::now).elapsed() < TOGETHER) {
-            return;
-        }
-        self.growing = None;
-        self.applying = true;
-        let (gateway, table, sender) = (gateway.clone(), table.clone(), self.sender.clone());
-        tokio::spawn(async move {
-            let result = gateway.apply(&table).await.map(drop).map_err(|e| execute::chain(&e));
-            _ = sender.send(Message::Applied { table: Box::new(table), result });
-        });
-    }
-
-    /// Whether all that is new is more backends and applications, and more may come at once: each load costs a
-    /// compilation.
-    fn may_grow(&self) -> bool {
-        let coming = self.running.values().any(|(action, _)| !matches!(action, Action::Stop { .. }));
-        let Some(applied) = self.applied.as_ref().filter(|_| coming) else { return false };
-        applied.apps.iter().all(|(name, before)| {
-            let Some(now) = self.known.table.apps.get(name) else { return false };
-            let mut grown = before.clone();
-            grown.backends.clone_from(&now.backends);
-            grown == *now && before.backends.iter().all(|(name, backend)| now.backends.get(name) == Some(backend))
-        })
-    }
-
-    /// Whether the table has a backend that the gateway lacks.
-    fn gains(&self) -> bool {
-        let has = |app: &AppName| self.applied.as_ref().and_then(|applied| applied.apps.get(app));
-        let lacks = |(app, new): (&AppName, &AppRouting)| {
-            new.backends.keys().any(|name| has(app).is_none_or(|old| !old.backends.contains_key(name)))
-        };
-        self.known.table.apps.iter().any(lacks)
-    }
-
     fn cancel_unwanted(&self, wanted: &BTreeSet<String>) {
         for (name, (action, cancel)) in &self.running {
             if matches!(action, Action::Start { .. } | Action::Verify { .. }) && !wanted.contains(name) {
@@ -441,8 +443,13 @@ impl Loop {
         }
     }
 
-    fn set_going(&mut self, action: Action) {
+    fn set_going(&mut self, action: Action, decided: &Decided) {
         let name = action.container().to_owned();
+        let of = |release: &Release| release.plan.apps.get(&action.instance().app).map(|app| app.health.clone());
+        let again = matches!(action, Action::Verify { reason: reconcile::Reason::CheckChanged, .. });
+        let next = again || decided.stage.as_ref().is_some_and(|(_, stage)| stage.names().contains(&name));
+        let next = self.known.rollout.as_ref().filter(|_| next);
+        let health = next.map_or_else(|| of(&decided.release), |rollout| of(&rollout.release));
         if self.running.contains_key(&name) {
             return;
         }
@@ -453,7 +460,7 @@ impl Loop {
             nodes: self.parts.nodes.clone(),
             gateway: self.parts.gateway.clone(),
             events: self.parts.events.clone(),
-            health: self.health(action.instance()),
+            health,
         };
         let sender = self.sender.clone();
         tokio::spawn(async move {
@@ -461,25 +468,17 @@ impl Loop {
                 outcome = execute::execute(&hands, &action) => outcome,
                 () = cancel.cancelled() => Outcome::Cancelled,
             };
-            _ = sender.send(Message::Ended { action: Box::new(action), outcome });
+            _ = sender.send(Message::Ended { action: Box::new(action), again, outcome });
         });
     }
 
-    fn health(&self, id: &InstanceId) -> Option<crate::plan::Health> {
-        self.known.release.as_ref()?.plan.apps.get(&id.app).map(|app| app.health.clone())
-    }
-
     fn failures(&self, wanted: &BTreeSet<String>) -> BTreeMap<InstanceId, String> {
-        let names: BTreeMap<String, &InstanceId> = self
-            .known
-            .assignments
-            .iter()
-            .map(|(id, a)| (crate::inventory::ContainerSpec::name_of(id, &a.spec, &a.node, a.host_port), id))
-            .collect();
+        let all = names(&self.known.assignments).chain(names(&self.known.staged));
+        let ids: BTreeMap<String, &InstanceId> = all.collect();
         self.holds
             .iter()
             .filter(|(name, _)| wanted.contains(*name))
-            .filter_map(|(name, hold)| Some(((*names.get(name)?).clone(), hold.why.clone())))
+            .filter_map(|(name, hold)| Some(((*ids.get(name)?).clone(), hold.why.clone())))
             .collect()
     }
 
@@ -504,4 +503,25 @@ impl Loop {
         let grown = self.growing.map_or(HEARTBEAT, |since| TOGETHER.saturating_sub(since.elapsed()));
         Instant::now() + soonest.min(HEARTBEAT).min(grown)
     }
+}
+
+/// What is wanted, and what can be done about it.
+pub(super) struct Decided {
+    /// What the cloud should run in this phase.
+    pub release: Release,
+    /// Where the release on its way belongs, and what of it starts beside what runs.
+    pub stage: Option<(Assignments, Stage)>,
+    pub unplaced: BTreeMap<InstanceId, Unplaced>,
+    /// What of the release on its way finds no room, for people.
+    pub no_room: Vec<String>,
+    pub decision: Decision,
+}
+
+fn statuses(answered: &BTreeMap<String, Answered>) -> BTreeMap<String, Option<u16>> {
+    answered.iter().map(|(name, answered)| (name.clone(), answered.status)).collect()
+}
+
+/// Each instance's container by name.
+pub(super) fn names(places: &Assignments) -> impl Iterator<Item = (String, &InstanceId)> {
+    places.iter().map(|(id, a)| (ContainerSpec::name_of(id, &a.spec, &a.node, a.host_port), id))
 }

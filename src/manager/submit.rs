@@ -13,7 +13,7 @@ use crate::{
     model::{AppName, ImageRef, Timestamp},
     plan::{self, Checked, Diagnostic, Plan},
     reconcile::{self, Change, World},
-    release::{Naming, Release},
+    release::{Naming, Release, Rollout},
     remote::registry::{Registry, RegistryError},
     schedule::{self, Placed},
     store::StoreError,
@@ -41,6 +41,9 @@ pub struct Submission {
     /// Whether only to say what would change.
     #[serde(default)]
     pub dry_run: bool,
+    /// Whether to stop before the switch, until somebody asks for it.
+    #[serde(default)]
+    pub stage: bool,
 }
 
 /// A way back.
@@ -59,10 +62,12 @@ pub struct Rollback {
 }
 
 /// Who wants it, what they say, and whether they mean it.
-struct Meant {
-    by: String,
-    message: Option<String>,
-    dry_run: bool,
+#[derive(Debug, Default)]
+pub(super) struct Meant {
+    pub by: String,
+    pub message: Option<String>,
+    pub dry_run: bool,
+    pub stage: bool,
 }
 
 /// What came of it.
@@ -77,6 +82,9 @@ pub struct Submitted {
     pub turn: u64,
     /// What changes.
     pub changes: Vec<Change>,
+    /// What cannot run beside its old instances, and what that means; for people.
+    #[serde(default)]
+    pub cramped: Vec<String>,
     /// What is not wrong, but worth a look.
     pub warnings: Vec<Diagnostic>,
 }
@@ -96,6 +104,9 @@ pub enum SubmitError {
     /// The registry does not answer.
     #[error("cannot look up images")]
     Registry(#[source] RegistryError),
+    /// No release is on its way.
+    #[error("no release is on its way")]
+    NoRollout,
     /// Another release is going out.
     #[error("release {release} by {by}, made {age} s ago, is still going out ({step})")]
     Busy {
@@ -121,7 +132,10 @@ impl SubmitError {
             Self::Images(_) => Some("`matrix images` lists what is there; `matrix install-image NAME` puts one there"),
             Self::NoRelease(_) => Some("`matrix releases` lists them"),
             Self::Registry(_) => Some("is the registry running, and does the configuration name its address?"),
-            Self::Busy { .. } => Some("wait until it is done (`matrix status`), then deploy again"),
+            Self::NoRollout => Some("`matrix status` shows what runs, `matrix releases` how each release ended"),
+            Self::Busy { .. } => {
+                Some("`matrix follow` shows it, `matrix abort` ends it; a staged one waits for `matrix activate`")
+            }
         }
     }
 }
@@ -135,8 +149,8 @@ impl Manager {
         let checked = plan::read(&submission.file, &submission.text).map_err(SubmitError::Plan)?;
         let images = self.pin(&checked.plan).await?;
         let warnings = [checked.warnings.clone(), self.world_warnings(&checked, None)].concat();
-        let Submission { by, message, dry_run, .. } = submission;
-        self.propose(checked.plan, images, Meant { by, message, dry_run }, warnings).await
+        let Submission { by, message, dry_run, stage, .. } = submission;
+        self.propose(checked.plan, images, Meant { by, message, dry_run, stage }, warnings).await
     }
 
     /// Makes what an earlier release wanted a new release; its images must still be there.
@@ -145,15 +159,15 @@ impl Manager {
     /// When it is not taken; nothing was changed then.
     pub async fn rollback(&self, rollback: Rollback) -> Result<Submitted, SubmitError> {
         let releases = self.0.journal.releases()?;
-        let current = self.0.overview.borrow().remembered.release.as_ref().map_or(0, |release| release.number);
-        let wanted = rollback.to.unwrap_or_else(|| current.saturating_sub(1));
+        let before = self.0.overview.borrow().remembered.previous.as_ref().map_or(0, |release| release.number);
+        let wanted = rollback.to.unwrap_or(before);
         let Some(release) = releases.into_iter().find(|release| release.number == wanted) else {
             return Err(SubmitError::NoRelease(wanted));
         };
         self.still_there(&release).await?;
         let message = rollback.message.or_else(|| Some(format!("rollback to release {wanted}")));
         let Rollback { by, dry_run, .. } = rollback;
-        self.propose(release.plan, release.images, Meant { by, message, dry_run }, Vec::new()).await
+        self.propose(release.plan, release.images, Meant { by, message, dry_run, stage: false }, Vec::new()).await
     }
 
     /// That every image of a release can still be pulled.
@@ -177,7 +191,7 @@ impl Manager {
     }
 
     /// Makes a plan with its images the release the cloud should run, where it is not that already.
-    async fn propose(
+    pub(super) async fn propose(
         &self,
         plan: Plan,
         images: BTreeMap<AppName, ImageRef>,
@@ -188,29 +202,69 @@ impl Manager {
         let overview = self.0.overview.borrow().clone();
         let current = overview.remembered.release.clone();
         let unchanged = current.as_ref().is_some_and(|release| release.same_content(&plan, &images));
-        let number = current.as_ref().map_or(1, |release| release.number + u64::from(!unchanged));
+        let number = match &current {
+            Some(release) if unchanged => release.number,
+            _ => self.0.journal.releases()?.last().map_or(0, |release| release.number) + 1,
+        };
         let release = match current {
             Some(current) if unchanged => current,
             _ => Release { number, plan, images, created: Timestamp::now(), by: meant.by, message: meant.message },
         };
-        let changes = self.preview(&release, &overview);
-        let failing = !overview.progress.failures.is_empty() || overview.progress.gateway.is_some();
-        let acts = !meant.dry_run && (!unchanged || failing);
-        let turn = if acts { self.0.turns.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
-        let submitted = Submitted { release: number, new: !unchanged, turn, changes, warnings };
-        if !acts {
+        let (changes, cramped) = self.preview(&release, &overview);
+        let turn = if meant.dry_run { 0 } else { self.0.turns.fetch_add(1, Ordering::Relaxed) + 1 };
+        let submitted = Submitted { release: number, new: !unchanged, turn, changes, cramped, warnings };
+        if meant.dry_run {
             return Ok(submitted);
         }
+        busy(&overview)?;
         // A loop that ended means the manager is ending: the release is written down and is brought about next time.
         if unchanged {
             _ = self.0.inbox.send(Message::Again { turn });
             return Ok(submitted);
         }
-        busy(&overview)?;
-        self.0.journal.release(&release)?;
-        self.0.events.tell(Kind::Begin, "release", None, format!("release {number} by {}", release.by));
-        _ = self.0.inbox.send(Message::Release { release: Box::new(release), turn });
+        let rollout = Rollout::new(release, Timestamp::now(), meant.stage);
+        self.0.journal.begin(&rollout)?;
+        self.0.events.tell(Kind::Begin, "release", None, format!("release {number} by {}", rollout.release.by));
+        _ = self.0.inbox.send(Message::Release { rollout: Box::new(rollout), turn });
         Ok(submitted)
+    }
+
+    /// Lets the staged release become active.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn activate(&self) -> Result<Submitted, SubmitError> {
+        let turn = self.0.turns.fetch_add(1, Ordering::Relaxed) + 1;
+        let submitted = Submitted { turn, ..self.on_its_way()? };
+        _ = self.0.inbox.send(Message::Activate { turn });
+        Ok(submitted)
+    }
+
+    /// Throws the release away that is on its way.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn abort(&self, by: &str) -> Result<u64, SubmitError> {
+        let number = self.on_its_way()?.release;
+        _ = self.0.inbox.send(Message::Abort { why: format!("aborted by {by}") });
+        Ok(number)
+    }
+
+    /// The release on its way, as it was submitted before.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn on_its_way(&self) -> Result<Submitted, SubmitError> {
+        let overview = self.0.overview.borrow();
+        let rollout = overview.remembered.rollout.as_ref().ok_or(SubmitError::NoRollout)?;
+        Ok(Submitted {
+            release: rollout.release.number,
+            new: true,
+            turn: 0,
+            changes: Vec::new(),
+            cramped: Vec::new(),
+            warnings: Vec::new(),
+        })
     }
 
     /// Every application's image with its digest.
@@ -261,30 +315,41 @@ impl Manager {
         if name == self.config().registry.name { Ok(self.0.registry.clone()) } else { Registry::new(name) }
     }
 
-    /// What would change if this were the release.
-    fn preview(&self, release: &Release, overview: &Overview) -> Vec<Change> {
+    /// What would change if this were the release, and what cannot be beside itself.
+    fn preview(&self, release: &Release, overview: &Overview) -> (Vec<Change>, Vec<String>) {
         let snapshot = self.0.nodes.snapshot();
+        let known = &overview.remembered;
         let Placed { assignments, unplaced, .. } = schedule::place(schedule::Input {
             release,
             snapshot: &snapshot,
-            previous: &overview.remembered.assignments,
+            previous: &known.assignments,
             ports: self.config().ports,
             frozen: overview.progress.frozen.is_some(),
             beside: &schedule::Beside::NOTHING,
         });
-        let verified = overview.remembered.verified.iter().map(|(n, a)| (n.clone(), a.status)).collect();
+        let verified = known.verified.iter().map(|(n, a)| (n.clone(), a.status)).collect();
         let world = World {
             cloud: &self.config().cloud,
             release,
-            previous: overview.remembered.release.as_ref(),
+            previous: known.release.as_ref(),
             assignments: &assignments,
             snapshot: &snapshot,
             verified: &verified,
             routed: None,
             holds: &BTreeMap::new(),
+            staged: None,
             now: Timestamp::now(),
         };
-        reconcile::changes(world, &unplaced)
+        let active = known.release.clone().unwrap_or_else(Release::none);
+        let stage = reconcile::stage(reconcile::StageInput {
+            active: &active,
+            places: &known.assignments,
+            next: release,
+            beside: &assignments,
+            no_room: &BTreeSet::new(),
+        });
+        let cramped = stage.cramped.iter().map(|(app, cramped)| format!("{app}: {cramped}")).collect();
+        (reconcile::changes(world, &unplaced), cramped)
     }
 
     /// What this plan names and neither the cloud nor the registry knows; images are left out where that does not answer.
@@ -315,18 +380,13 @@ impl Manager {
     }
 }
 
-/// Refuses while a release goes out, unless that one has failed already.
+/// Refuses while a release is on its way. Old instances of the last one that still end are in nobody's way.
 fn busy(overview: &Overview) -> Result<(), SubmitError> {
-    let progress = &overview.progress;
-    let Some(release) = &overview.remembered.release else { return Ok(()) };
-    if progress.settled || !progress.failures.is_empty() || progress.release != release.number {
-        return Ok(());
-    }
-    let waiting = progress.waiting.len();
+    let Some(Rollout { release, .. }) = &overview.remembered.rollout else { return Ok(()) };
     Err(SubmitError::Busy {
         release: release.number,
         by: release.by.clone(),
         age: Timestamp::now().as_second() - release.created.as_second(),
-        step: if waiting == 0 { "starting and routing".to_owned() } else { format!("{waiting} instances wait") },
+        step: overview.progress.rollout.clone().unwrap_or_else(|| "starting".to_owned()),
     })
 }

@@ -19,6 +19,8 @@ pub enum Reason {
     Stopped,
     /// Its container runs, but nobody has seen it answer yet.
     NotVerified,
+    /// The plan asks something else of it now.
+    CheckChanged,
     /// It is made from something else now: these keys of the plan.
     Changed(BTreeSet<String>),
     /// It runs elsewhere now.
@@ -38,6 +40,7 @@ impl fmt::Display for Reason {
         match self {
             Self::New => f.write_str("new in plan"),
             Self::Stopped => f.write_str("its container does not run"),
+            Self::CheckChanged => f.write_str("its health check changed"),
             Self::NotVerified => f.write_str("not yet seen to answer"),
             Self::Changed(keys) if keys.is_empty() => f.write_str("changed"),
             Self::Changed(keys) => {

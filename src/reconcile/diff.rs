@@ -14,7 +14,7 @@ use crate::{
     schedule::{Assignment, Assignments},
 };
 
-use super::{Action, Decision, Reason};
+use super::{Action, Decision, Reason, Stage};
 
 /// Not to be tried again before a moment, since it failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,8 +46,21 @@ pub struct World<'a> {
     pub routed: Option<&'a RoutingTable>,
     /// Containers (by name) not to be tried again yet.
     pub holds: &'a BTreeMap<String, Hold>,
+    /// What starts beside it, to take its place once all of that answers.
+    pub staged: Option<Staged<'a>>,
     /// Now.
     pub now: Timestamp,
+}
+
+/// A release beside the one that is wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct Staged<'a> {
+    /// It.
+    pub release: &'a Release,
+    /// What of it starts, and what is asked again.
+    pub stage: &'a Stage,
+    /// Containers (by name) that passed the health check they are asked again by.
+    pub passed: &'a BTreeSet<String>,
 }
 
 /// What can be done now.
@@ -55,8 +68,11 @@ pub fn diff(world: World<'_>) -> Decision {
     let board = Board::new(world);
     let mut decision = Decision::default();
     for (id, assignment) in world.assignments {
-        board.bring(id, assignment, &mut decision);
+        if let Some(container) = board.wanted.get(id) {
+            board.bring(id, assignment, container, &mut decision);
+        }
     }
+    board.bring_beside(&mut decision);
     for (node, container, ours) in &board.ours {
         board.retire(node, container, ours, &mut decision);
     }
@@ -73,6 +89,9 @@ struct Board<'a> {
     /// Names of containers the gateway sends requests to.
     serving: BTreeSet<&'a str>,
     wanted: BTreeMap<&'a InstanceId, ContainerSpec>,
+    /// What starts beside that, and its names.
+    staged: BTreeMap<&'a InstanceId, ContainerSpec>,
+    staged_names: BTreeSet<String>,
     /// Applications with a fixed port of which one instance may be replaced now, and which.
     turn: BTreeMap<&'a AppName, &'a InstanceId>,
 }
@@ -103,9 +122,21 @@ impl<'a> Board<'a> {
         let wanted = world
             .assignments
             .iter()
-            .filter_map(|(id, assignment)| Some((id, container(world, id, assignment, specs.get(&id.app)?.clone()))))
+            .filter_map(|(id, assignment)| {
+                let number = world.release.number;
+                Some((id, container(world.cloud, number, id, assignment, specs.get(&id.app)?.clone())))
+            })
             .collect();
-        let mut board = Self { world, ours, by_instance, by_port, serving, wanted, turn: BTreeMap::new() };
+        let beside = |staged: Staged<'a>| {
+            staged.stage.beside.iter().filter_map(move |(id, place)| {
+                let spec = staged.release.spec(&id.app)?;
+                Some((id, container(world.cloud, staged.release.number, id, place, spec)))
+            })
+        };
+        let staged: BTreeMap<_, _> = world.staged.into_iter().flat_map(beside).collect();
+        let staged_names = staged.values().map(|container| container.name.clone()).collect();
+        let turn = BTreeMap::new();
+        let mut board = Self { world, ours, by_instance, by_port, serving, wanted, staged, staged_names, turn };
         board.turn = board.turns();
         board
     }
@@ -151,14 +182,37 @@ impl<'a> Board<'a> {
 
     /// The other container of ours that holds the host port this instance needs.
     fn occupant(&self, id: &InstanceId) -> Option<(&'a Node, &'a Container)> {
-        let assignment = self.world.assignments.get(id)?;
-        let wanted = self.wanted.get(id)?;
+        self.occupant_of(self.world.assignments.get(id)?, self.wanted.get(id)?)
+    }
+
+    fn occupant_of(&self, assignment: &Assignment, wanted: &ContainerSpec) -> Option<(&'a Node, &'a Container)> {
         let holders = self.by_port.get(&(&assignment.node, assignment.host_port))?;
         holders.iter().find(|(_, container)| container.name != wanted.name).copied()
     }
 
-    fn bring(&self, id: &InstanceId, assignment: &Assignment, decision: &mut Decision) {
-        let Some(container) = self.wanted.get(id) else { return };
+    fn is_staged(&self, name: &str) -> bool {
+        self.staged_names.contains(name)
+    }
+
+    /// What is to take its place, and what stays and is asked something else. Nothing gives way to it.
+    fn bring_beside(&self, decision: &mut Decision) {
+        let Some(staged) = self.world.staged else { return };
+        for (id, container) in &self.staged {
+            self.bring(id, &staged.stage.beside[*id], container, decision);
+        }
+        for (id, place) in &staged.stage.again {
+            let Some(container) = self.wanted.get(id).filter(|c| !staged.passed.contains(&c.name)) else { continue };
+            let held = self.world.holds.get(&container.name).is_some_and(|hold| hold.until > self.world.now);
+            let runs =
+                |(node, c): &(&Node, &Container)| node.name == place.node && c.name == container.name && self.serves(c);
+            if !held && self.by_instance.get(id).is_some_and(|all| all.iter().any(runs)) {
+                let (node, container) = (place.node.clone(), container.clone());
+                decision.actions.push(Action::Verify { node, container, reason: Reason::CheckChanged });
+            }
+        }
+    }
+
+    fn bring(&self, id: &InstanceId, assignment: &Assignment, container: &ContainerSpec, decision: &mut Decision) {
         let node = match self.world.snapshot.nodes.get(&assignment.node) {
             Some(node) if node.is_ready() => node,
             _ => {
@@ -178,16 +232,16 @@ impl<'a> Board<'a> {
             }
             Some(ContainerState::Exited) if self.ended_for_good(id) => return,
             Some(ContainerState::Created | ContainerState::Exited | ContainerState::Dead) => Reason::Stopped,
-            None => self.why_new(id, &node.name),
+            None => self.why_new(id, &node.name, container),
         };
         if let Some(hold) = self.world.holds.get(&container.name).filter(|hold| hold.until > self.world.now) {
             decision.waiting.push((id.clone(), hold.why.clone()));
             return;
         }
         if there.is_none()
-            && let Some((_, occupant)) = self.occupant(id)
+            && let Some((_, occupant)) = self.occupant_of(assignment, container)
         {
-            if self.must_give_way(occupant, id) {
+            if !self.is_staged(&container.name) && self.must_give_way(occupant, id) {
                 decision.leaving.insert(occupant.name.clone());
             }
             decision.waiting.push((id.clone(), format!("{} on {} is in use", assignment.host_port, node.name)));
@@ -201,19 +255,22 @@ impl<'a> Board<'a> {
         });
     }
 
-    fn why_new(&self, id: &InstanceId, node: &NodeName) -> Reason {
-        let before = || self.world.previous.and_then(|release| release.spec(&id.app));
-        let changed = || {
-            let (before, spec) = (before()?, self.world.release.spec(&id.app)?);
-            (before != spec).then(|| differences(&before, &spec).into_iter().map(str::to_owned).collect())
+    fn why_new(&self, id: &InstanceId, node: &NodeName, container: &ContainerSpec) -> Reason {
+        let differs = |before: &Release| {
+            let before = before.spec(&id.app)?;
+            let keys = differences(&before, &container.spec);
+            (before != container.spec).then(|| keys.into_iter().map(str::to_owned).collect())
         };
+        if self.is_staged(&container.name) {
+            return differs(self.world.release).map_or(Reason::New, Reason::Changed);
+        }
         match self.by_instance.get(id).and_then(|all| all.first()) {
             Some((other, _)) if other.name != *node => Reason::Moved { node: other.name.clone() },
             Some((_, old)) if old.ours.is_some() => {
                 Reason::Changed(old.ours.as_ref().map(|ours| changed_keys(self.world, ours)).unwrap_or_default())
             }
             // Its old container had to go first.
-            _ => changed().map_or(Reason::New, Reason::Changed),
+            _ => self.world.previous.and_then(differs).map_or(Reason::New, Reason::Changed),
         }
     }
 
@@ -263,7 +320,7 @@ impl<'a> Board<'a> {
         if successor.is_some_and(|s| s.name == container.name && self.world.assignments[id].node == node.name) {
             return;
         }
-        if container.state == ContainerState::Removing {
+        if container.state == ContainerState::Removing || self.is_staged(&container.name) {
             return;
         }
         let reason = match successor {
@@ -329,16 +386,11 @@ pub(super) fn changed_keys(world: World<'_>, old: &Ours) -> BTreeSet<String> {
 
 /// The container an instance wants.
 pub(super) fn wanted(world: World<'_>, id: &InstanceId, assignment: &Assignment) -> Option<ContainerSpec> {
-    Some(container(world, id, assignment, world.release.spec(&id.app)?))
+    Some(container(world.cloud, world.release.number, id, assignment, world.release.spec(&id.app)?))
 }
 
-fn container(world: World<'_>, id: &InstanceId, assignment: &Assignment, spec: Spec) -> ContainerSpec {
-    let ours = Ours {
-        cloud: world.cloud.clone(),
-        instance: id.clone(),
-        release: world.release.number,
-        spec: assignment.spec.clone(),
-    };
+fn container(cloud: &CloudId, release: u64, id: &InstanceId, assignment: &Assignment, spec: Spec) -> ContainerSpec {
+    let ours = Ours { cloud: cloud.clone(), instance: id.clone(), release, spec: assignment.spec.clone() };
     let name = ContainerSpec::name_of(id, &assignment.spec, &assignment.node, assignment.host_port);
     ContainerSpec { name, ours, host_port: assignment.host_port, spec }
 }

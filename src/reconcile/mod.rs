@@ -3,7 +3,9 @@
 mod action;
 mod diff;
 mod report;
+mod stage;
 
 pub use action::{Action, Decision, Reason};
-pub use diff::{Hold, World, diff};
+pub use diff::{Hold, Staged, World, diff};
 pub use report::{Change, Sign, changes};
+pub use stage::{Cramped, Input as StageInput, Stage, stage, waited_for};

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     model::{AppName, InstanceId, Port, Route},
-    plan::Plan,
+    plan::{App, Plan},
 };
 
 /// Every routed application and its backends.
@@ -29,14 +29,7 @@ impl RoutingTable {
         let routed = plan.apps.iter().filter(|(_, app)| !app.routes.is_empty());
         let apps = routed.map(|(name, app)| {
             let backends = active.apps.get(name).map(|now| now.backends.clone()).unwrap_or_default();
-            let routing = AppRouting {
-                routes: app.routes.clone(),
-                strip_path: app.strip_path,
-                cache_seconds: app.cache_seconds,
-                idempotent: app.idempotent,
-                backends,
-            };
-            (name.clone(), routing)
+            (name.clone(), AppRouting::of(app, backends))
         });
         Self { apps: apps.collect() }
     }
@@ -55,6 +48,19 @@ pub struct AppRouting {
     pub idempotent: bool,
     /// Who serves, by instance (during a rollout two containers of one slot may serve: the key is the container's name).
     pub backends: BTreeMap<String, Backend>,
+}
+
+impl AppRouting {
+    /// What the plan says of it, with these backends.
+    fn of(app: &App, backends: BTreeMap<String, Backend>) -> Self {
+        Self {
+            routes: app.routes.clone(),
+            strip_path: app.strip_path,
+            cache_seconds: app.cache_seconds,
+            idempotent: app.idempotent,
+            backends,
+        }
+    }
 }
 
 /// An address that serves an application.

@@ -87,25 +87,16 @@ pub fn table(input: Input<'_>) -> RoutingTable {
                 backends.entry(key.clone()).or_insert_with(|| before.clone());
             }
         }
-        apps.insert(
-            name.clone(),
-            AppRouting {
-                routes: app.routes.clone(),
-                strip_path: app.strip_path,
-                cache_seconds: app.cache_seconds,
-                idempotent: app.idempotent,
-                backends,
-            },
-        );
+        apps.insert(name.clone(), AppRouting::of(app, backends));
     }
     RoutingTable { apps }
 }
 
 /// The table once every wanted instance answers: what the gateway can be made ready for meanwhile.
 pub fn planned(input: Input<'_>) -> RoutingTable {
-    let mut planned = input.last.clone();
-    planned.apps.retain(|name, _| input.release.plan.apps.contains_key(name));
-    planned.apps.values_mut().for_each(|routing| routing.backends.clear());
+    let routed = input.release.plan.apps.iter().filter(|(_, app)| !app.routes.is_empty());
+    let apps = routed.map(|(name, app)| (name.clone(), AppRouting::of(app, BTreeMap::new()))).collect();
+    let mut planned = RoutingTable { apps };
     for (id, place) in input.assignments {
         let (Some(app), Some(routing)) = (input.release.plan.apps.get(&id.app), planned.apps.get_mut(&id.app)) else {
             continue;

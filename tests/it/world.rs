@@ -105,6 +105,7 @@ impl Sim {
             verified: &self.verified,
             routed: Some(&self.table),
             holds,
+            staged: None,
             now: now(),
         }
     }

@@ -219,8 +219,9 @@ fn what_never_serves_is_told_with_its_reason_and_the_old_one_serves_on() {
         let now = containers(lab);
         assert!(before.iter().all(|(name, id)| now.get(name) == Some(id)), "the old ones are there: {now:?}");
         assert!(page(lab, "/web/").1.contains("<h1>v1</h1>"), "{more}");
-        let shown = lab.matrix(&["status"]).ok();
+        let shown = lab.matrix(&["status"]).err;
         assert!(shown.contains("failed") && shown.contains(words[0]), "{shown}");
+        assert_eq!(containers(lab), before, "the new ones are gone");
     }
     // The same containers, and only what is asked of them is wrong.
     let wrong = good.replace("{ deadline", "{ path = \"/web/status?code=500\", deadline");
@@ -229,7 +230,7 @@ fn what_never_serves_is_told_with_its_reason_and_the_old_one_serves_on() {
     assert!(ran.err.contains("/web/status?code=500 answered 500"), "{}", ran.err);
     thread::sleep(Duration::from_secs(3));
     lab.deploy(good).ok();
-    assert_eq!(containers(lab).len(), 2, "nothing of the failed ones is left: {:?}", containers(lab));
+    assert_eq!(containers(lab), before, "nothing of the failed ones is left, and nothing was made anew");
     assert!(page(lab, "/web/").1.contains("<h1>v1</h1>"));
     load.stop().none_lost();
     eventually("all is well again", 5, || lab.matrix(&["status", "--wait", "1"]).code == 0);

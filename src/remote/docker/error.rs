@@ -109,6 +109,20 @@ impl EngineError {
         matches!(self, Self::Silent { .. } | Self::Registry { .. })
     }
 
+    /// How often to try again before it is taken for an answer; none: until the engine says something.
+    pub fn tries(&self) -> Option<u32> {
+        match self {
+            Self::Silent { .. } => None,
+            Self::Registry { .. } => Some(3),
+            Self::PortTaken { .. } => Some(2),
+            Self::DiskFull { .. }
+            | Self::NoSuchImage { .. }
+            | Self::NameTaken { .. }
+            | Self::Foreign { .. }
+            | Self::Refused { .. } => Some(0),
+        }
+    }
+
     /// Whose engine it was.
     pub fn node(&self) -> &NodeName {
         match self {

@@ -1,0 +1,206 @@
+//! A release on its way, phase by phase: the loop's part that keeps it whole. Either all of it becomes active, or nothing.
+//!
+//! Each step is written down before it counts, so that a manager that is killed goes on from there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    inventory::Snapshot,
+    model::{AppName, InstanceId, Timestamp},
+    reconcile::{self, Action, Stage, StageInput, waited_for},
+    release::{Ending, Phase, Release, Rollout, State},
+    schedule::{self, Assignments, Beside, Unplaced},
+};
+
+use super::{
+    events::Kind,
+    journal::Remembered,
+    run::{Decided, Loop, Progress, names},
+};
+
+/// Where a release on its way belongs.
+pub(super) struct Placed {
+    pub places: Assignments,
+    pub stage: Stage,
+    /// What waits for nodes that nobody knows yet.
+    pub unplaced: BTreeMap<InstanceId, Unplaced>,
+    /// What finds no room, for people.
+    pub no_room: Vec<String>,
+}
+
+/// Places it beside `release`, which is what runs in this phase.
+pub(super) fn place(
+    rollout: &Rollout,
+    release: &Release,
+    known: &Remembered,
+    snapshot: &Snapshot,
+    ports: [u16; 2],
+    frozen: bool,
+) -> Placed {
+    let next = &rollout.release;
+    // What is the same in both keeps its place; what differs keeps the place it was given beside.
+    let same = |app: &AppName| release.spec(app).is_some() && release.spec(app) == next.spec(app);
+    let mut previous = known.staged.clone();
+    for (id, place) in &known.assignments {
+        if same(&id.app) || !known.staged.keys().any(|staged| staged.app == id.app) {
+            previous.insert(id.clone(), place.clone());
+        }
+    }
+    let beside = Beside::of(release, &known.assignments, next);
+    let put = |beside: &Beside| {
+        schedule::place(schedule::Input { release: next, snapshot, previous: &previous, ports, frozen, beside })
+    };
+    let placed = put(&beside);
+    let lacks_room = |all: &BTreeMap<InstanceId, Unplaced>| -> BTreeSet<AppName> {
+        let room = all.iter().filter(|(_, why)| matches!(why, Unplaced::NoRoom { .. }));
+        room.map(|(id, _)| id.app.clone()).collect()
+    };
+    let tight = lacks_room(&placed.unplaced);
+    let (mut never, mut no_room) = (BTreeSet::new(), Vec::new());
+    if !tight.is_empty() {
+        let alone = put(&Beside::NOTHING);
+        never = lacks_room(&alone.unplaced);
+        let left = alone.unplaced.iter().filter(|(id, _)| never.contains(&id.app));
+        no_room = left.map(|(id, why)| format!("{id} has no place: {why}")).collect();
+    }
+    let stage = reconcile::stage(StageInput {
+        active: release,
+        places: &known.assignments,
+        next,
+        beside: &placed.assignments,
+        no_room: &tight.difference(&never).cloned().collect(),
+    });
+    let unknown = placed.unplaced.into_iter().filter(|(_, why)| !matches!(why, Unplaced::NoRoom { .. }));
+    Placed { places: placed.assignments, stage, unplaced: unknown.collect(), no_room }
+}
+
+impl Loop {
+    /// Ends the rollout's phase where it is over; answers whether it did.
+    pub(super) fn advance(&mut self, decided: &Decided, snapshot: &Snapshot, frozen: bool) -> bool {
+        let (Some(rollout), Some((places, stage))) = (self.known.rollout.clone(), &decided.stage) else { return false };
+        let mut failing = std::mem::take(&mut self.failing);
+        failing.extend(decided.no_room.iter().cloned());
+        if !failing.is_empty() {
+            self.give_up(State::Failed, failing);
+            return self.known.rollout.is_none();
+        }
+        let answered = |name: &str| self.known.verified.contains_key(name);
+        let pending = stage.pending(snapshot, answered, |name| self.passed.contains_key(name));
+        self.staged = pending.is_empty();
+        if frozen || !self.staged {
+            return false;
+        }
+        match &rollout.phase {
+            _ if rollout.hold => false,
+            Phase::Staging if !stage.cramped.is_empty() => {
+                for (app, cramped) in &stage.cramped {
+                    self.parts.events.tell(Kind::Note, app, None, cramped.to_string());
+                }
+                let apps = stage.cramped.keys().cloned().collect();
+                self.turn_to(Rollout { phase: Phase::Rolling { apps }, since: Timestamp::now(), ..rollout })
+            }
+            Phase::Rolling { apps }
+                if waited_for(&self.known.assignments, snapshot, answered).any(|id| apps.contains(&id.app)) =>
+            {
+                false
+            }
+            Phase::Staging | Phase::Rolling { .. } => self.activate(rollout, places),
+        }
+    }
+
+    fn turn_to(&mut self, rollout: Rollout) -> bool {
+        match self.parts.journal.rollout(&rollout) {
+            Ok(()) => {
+                self.known.rollout = Some(rollout);
+                true
+            }
+            Err(error) => self.cannot_write(&error),
+        }
+    }
+
+    fn activate(&mut self, rollout: Rollout, places: &Assignments) -> bool {
+        let number = rollout.release.number;
+        let ending = Ending { state: State::Good, why: Vec::new(), at: Timestamp::now() };
+        if let Err(error) = self.parts.journal.end(number, &ending, places) {
+            return self.cannot_write(&error);
+        }
+        self.parts.events.tell(Kind::Note, "release", None, format!("release {number} answers: switching"));
+        self.known.previous = self.known.release.replace(rollout.release);
+        self.known.assignments.clone_from(places);
+        self.known.verified.append(&mut self.passed);
+        self.over(number, ending);
+        true
+    }
+
+    /// Ends the release on its way without its becoming active. What was active is wanted again, whole.
+    pub(super) fn give_up(&mut self, state: State, why: Vec<String>) {
+        let Some(rollout) = &self.known.rollout else { return };
+        let number = rollout.release.number;
+        let ending = Ending { state, why, at: Timestamp::now() };
+        if let Err(error) = self.parts.journal.end(number, &ending, &self.known.assignments) {
+            self.failing = ending.why;
+            self.cannot_write(&error);
+            return;
+        }
+        let text = format!("release {number} {}; what was active before stays", state.word());
+        self.parts.events.tell(Kind::Failed, "release", None, text);
+        if state == State::Failed {
+            self.failed = Some(number);
+        }
+        self.passed.clear();
+        // What failed is not tried again: it can go at once.
+        self.holds.clear();
+        self.over(number, ending);
+    }
+
+    fn over(&mut self, number: u64, ending: Ending) {
+        self.known.rollout = None;
+        self.known.staged.clear();
+        self.known.endings.insert(number, ending);
+        self.failing.clear();
+        self.staged = false;
+    }
+
+    fn cannot_write(&self, error: &crate::store::StoreError) -> bool {
+        self.parts.events.tell(Kind::Failed, "manager", None, format!("cannot keep the state: {error}"));
+        false
+    }
+
+    /// The switch need not wait any longer.
+    pub(super) fn release_hold(&mut self) {
+        if let Some(rollout) = self.known.rollout.clone().filter(|rollout| rollout.hold) {
+            self.turn_to(Rollout { hold: false, ..rollout });
+        }
+    }
+
+    /// What this action is for has failed: a release on its way fails with it.
+    pub(super) fn fails(&mut self, action: &Action, why: &str) {
+        let Some(rollout) = &self.known.rollout else { return };
+        let name = action.container();
+        let rolling = matches!(&rollout.phase, Phase::Rolling { apps } if apps.contains(&action.instance().app));
+        let staged = names(&self.known.staged).any(|(staged, _)| staged == name);
+        let active = names(&self.known.assignments).any(|(active, _)| active == name);
+        let asked_again = matches!(action, Action::Verify { reason: reconcile::Reason::CheckChanged, .. });
+        if staged && (!active || rolling || asked_again) && !matches!(action, Action::Stop { .. }) {
+            self.failing.push(format!("{} on {}: {why}", action.instance(), action.node()));
+        }
+    }
+
+    /// What progress is about.
+    pub(super) fn about(&self) -> Progress {
+        let active = self.known.release.as_ref().map_or(0, |release| release.number);
+        let Some(rollout) = &self.known.rollout else {
+            return Progress { release: active, failed: self.failed, ..Progress::default() };
+        };
+        let waiting = names(&self.known.staged).filter(|(name, _)| !self.known.verified.contains_key(name)).count();
+        let step = match &rollout.phase {
+            Phase::Staging if self.staged && rollout.hold => "staged".to_owned(),
+            Phase::Staging => format!("{waiting} instances have not answered yet"),
+            Phase::Rolling { apps } => {
+                format!("replacing {}", apps.iter().map(AppName::as_str).collect::<Vec<_>>().join(", "))
+            }
+        };
+        let staged = rollout.hold && self.staged;
+        Progress { release: rollout.release.number, rollout: Some(step), staged, ..Progress::default() }
+    }
+}
