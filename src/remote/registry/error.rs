@@ -1,0 +1,127 @@
+//! Why a registry did not do it, and whether it may at the next try.
+//!
+//! Tries nothing itself.
+
+use std::time::Duration;
+
+use backon::ExponentialBuilder;
+use oci_distribution::errors::{OciDistributionError, OciErrorCode};
+
+use super::Registry;
+use crate::{image, model::Digest};
+
+/// Why a registry did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// It does not answer.
+    #[error("the registry at {endpoint} does not answer")]
+    Unreachable {
+        /// Its address.
+        endpoint: String,
+        /// Why.
+        source: OciDistributionError,
+    },
+    /// It answers, and refuses.
+    #[error("the registry at {endpoint} refuses to {doing}: {why}")]
+    Refused {
+        /// Its address.
+        endpoint: String,
+        /// What was asked.
+        doing: String,
+        /// What it says.
+        why: String,
+    },
+    /// It does not have the image.
+    #[error("the registry at {endpoint} has no {name}")]
+    NotFound {
+        /// Its address.
+        endpoint: String,
+        /// `cloud/shop:v2`
+        name: String,
+    },
+    /// The address is none.
+    #[error("{0:?} is no registry's address")]
+    Address(String),
+    /// What was to be sent cannot be read or is damaged.
+    #[error("cannot send {what}")]
+    Content {
+        /// What.
+        what: String,
+        /// Why.
+        source: image::Error,
+    },
+    /// What came is not what was asked for.
+    #[error("the registry at {endpoint} has {what} with the digest {found}, not {wanted}")]
+    Digest {
+        /// Its address.
+        endpoint: String,
+        /// What was asked for.
+        what: String,
+        /// The digest it should have.
+        wanted: Digest,
+        /// The digest it has.
+        found: String,
+    },
+}
+
+impl RegistryError {
+    /// Whether the image is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+}
+
+impl Registry {
+    pub(super) fn error(&self, error: OciDistributionError, doing: &str) -> RegistryError {
+        let endpoint = self.endpoint.clone();
+        if transient(&error) {
+            return RegistryError::Unreachable { endpoint, source: error };
+        }
+        let why = match &error {
+            OciDistributionError::RegistryError { envelope, .. } => {
+                let each = envelope.errors.iter().map(|e| format!("{:?}: {}", e.code, e.message));
+                each.collect::<Vec<_>>().join("; ")
+            }
+            OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
+                "it wants another name and password (MATRIX_REGISTRY_USER, MATRIX_REGISTRY_PASSWORD)".to_owned()
+            }
+            other => other.to_string(),
+        };
+        RegistryError::Refused { endpoint, doing: doing.to_owned(), why: why.chars().take(500).collect() }
+    }
+}
+
+/// 0.2 s, 0.4 s, 0.8 s, 1.6 s, each with jitter: a registry that restarts is back by then.
+pub(super) fn policy() -> ExponentialBuilder {
+    ExponentialBuilder::default().with_min_delay(Duration::from_millis(200)).with_max_times(4).with_jitter()
+}
+
+/// Whether it may work at the next try.
+pub(super) fn transient(error: &OciDistributionError) -> bool {
+    match error {
+        OciDistributionError::RequestError(_) | OciDistributionError::IoError(_) => true,
+        OciDistributionError::ServerError { code, .. } => *code >= 500 || *code == 429,
+        OciDistributionError::RegistryError { envelope, .. } => {
+            envelope.errors.iter().any(|e| matches!(e.code, OciErrorCode::Toomanyrequests))
+        }
+        _ => false,
+    }
+}
+
+/// None where the registry says that there is no such thing.
+pub(super) fn found<T>(result: Result<T, OciDistributionError>) -> Result<Option<T>, OciDistributionError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(
+            OciDistributionError::ServerError { code: 404, .. } | OciDistributionError::ImageManifestNotFoundError(_),
+        ) => Ok(None),
+        Err(OciDistributionError::RegistryError { envelope, .. })
+            if envelope.errors.iter().any(|e| {
+                matches!(e.code, OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::NotFound)
+            }) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
