@@ -10,6 +10,7 @@
 //! Left of `remote` nothing touches the world. ARCHITECTURE.md says who may import whom; `tests/it/layers.rs` holds it.
 
 pub mod api;
+pub mod clean;
 pub mod cli;
 pub mod dashboard;
 pub mod image;

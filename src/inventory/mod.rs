@@ -6,10 +6,12 @@ mod container;
 pub mod lease;
 mod node;
 mod spec;
+mod stock;
 
 pub use container::{Container, ContainerState, Ours, SpecHash, label};
 pub use node::{Admission, Backends, DataPath, Engine, HostKey, Intake, Node, NodeState, Seen};
 pub use spec::{ContainerSpec, Spec};
+pub use stock::{NodeImage, NodeStock, RegistryStock, RepositoryStock, StoredBlob, StoredManifest, StoredTag};
 
 use std::collections::BTreeMap;
 

@@ -2,7 +2,12 @@
 //!
 //! Tags nothing before every blob is there: whoever pulls meanwhile gets the old image or the new one, whole.
 
-use std::{collections::BTreeMap, io::Read, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -10,7 +15,7 @@ use super::{Error, ImageName, Source, Watch};
 use crate::{
     image::{self, Blob, Composed},
     model::{Digest, Repository},
-    remote::registry::{Manifest, Registry},
+    remote::registry::{Manifest, Registry, RegistryError},
 };
 
 /// How many blobs are sent at a time.
@@ -41,17 +46,43 @@ pub struct Installed {
     pub skipped: usize,
 }
 
+/// How long a registry that is being cleaned is waited for.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_secs(1);
+
 enum Done {
     There,
     Mounted,
     Sent(u64),
 }
 
-/// Puts an image into a registry under this name.
+/// Puts an image into a registry under this name. One that is being cleaned is waited for; what it lost is sent again.
 ///
 /// # Errors
 /// A damaged image; a registry that does not answer or refuses.
 pub async fn install(
+    registry: &Registry,
+    source: Arc<Source>,
+    name: &ImageName,
+    watch: Arc<dyn Watch>,
+) -> Result<Installed, Error> {
+    let begun = Instant::now();
+    loop {
+        let error = match once(registry, Arc::clone(&source), name, Arc::clone(&watch)).await {
+            Err(Error::Registry(error)) if begun.elapsed() < PATIENCE => error,
+            result => return result,
+        };
+        match error {
+            RegistryError::ReadOnly { .. } => watch.step(&format!("{name} waits: the registry is being cleaned"), 0),
+            RegistryError::Lost { .. } => watch.step(&format!("{name} again: the registry was cleaned"), 0),
+            other => return Err(other.into()),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn once(
     registry: &Registry,
     source: Arc<Source>,
     name: &ImageName,

@@ -3,6 +3,7 @@
 //! Decides nothing and retries nothing. What lacks the given cloud's id is neither stopped nor removed here.
 
 mod error;
+mod images;
 mod shapes;
 
 use std::{collections::HashMap, path::Path, time::Duration};

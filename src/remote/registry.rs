@@ -4,6 +4,7 @@
 
 mod error;
 mod find;
+pub mod storage;
 mod transfer;
 
 use std::{net::IpAddr, time::Duration};

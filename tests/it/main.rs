@@ -4,6 +4,7 @@
 mod cli;
 mod dashboard;
 mod gateway;
+mod gc;
 mod image;
 mod layers;
 mod leases;

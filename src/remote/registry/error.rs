@@ -39,6 +39,22 @@ pub enum RegistryError {
         /// `cloud/shop:v2`
         name: String,
     },
+    /// It takes nothing: as while it is being cleaned.
+    #[error("the registry at {endpoint} is read-only now")]
+    ReadOnly {
+        /// Its address.
+        endpoint: String,
+    },
+    /// It began anew meanwhile, and lacks what it was sent before.
+    #[error("the registry at {endpoint} lost what it was sent, asked to {doing}: {why}")]
+    Lost {
+        /// Its address.
+        endpoint: String,
+        /// What was asked.
+        doing: String,
+        /// What it says.
+        why: String,
+    },
     /// The address is none.
     #[error("{0:?} is no registry's address")]
     Address(String),
@@ -77,6 +93,14 @@ impl Registry {
         if transient(&error) {
             return RegistryError::Unreachable { endpoint, source: error };
         }
+        match &error {
+            OciDistributionError::ServerError { code: 405, .. } => return RegistryError::ReadOnly { endpoint },
+            OciDistributionError::ServerError { code: 400 | 404, message, .. } if lost(message) => {
+                let (doing, why) = (doing.to_owned(), message.chars().take(500).collect());
+                return RegistryError::Lost { endpoint, doing, why };
+            }
+            _ => {}
+        }
         let why = match &error {
             OciDistributionError::RegistryError { envelope, .. } => {
                 let each = envelope.errors.iter().map(|e| format!("{:?}: {}", e.code, e.message));
@@ -89,6 +113,13 @@ impl Registry {
         };
         RegistryError::Refused { endpoint, doing: doing.to_owned(), why: why.chars().take(500).collect() }
     }
+}
+
+/// Whether a push must begin again: a blob that was there was collected, or a restart forgot an upload.
+fn lost(message: &str) -> bool {
+    ["MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"]
+        .iter()
+        .any(|code| message.contains(code))
 }
 
 /// 0.2 s, 0.4 s, 0.8 s, 1.6 s, each with jitter: a registry that restarts is back by then.

@@ -1,0 +1,51 @@
+//! Which releases one can go back to, and what they need.
+//!
+//! A release is never kept in part: all its images are needed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    model::{AppName, Digest, Repository},
+    release::Release,
+};
+
+/// What kept releases need.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Needed {
+    /// Images by digest, each with the releases that name it.
+    pub digests: BTreeMap<Digest, BTreeSet<u64>>,
+    /// Tags that a kept release's plan names, by repository.
+    pub tags: BTreeSet<(Repository, String)>,
+}
+
+/// The releases that stay: the current one, the one before, and the last `keep` of each application that there was.
+/// `releases` are sorted by number.
+pub fn kept(releases: &[Release], current: Option<u64>, keep: usize) -> BTreeSet<u64> {
+    let before = releases.iter().rev().map(|r| r.number).find(|number| Some(*number) < current);
+    let mut kept: BTreeSet<u64> = current.into_iter().chain(before).collect();
+    // What came after the current one is on its way, or failed just now.
+    kept.extend(releases.iter().map(|r| r.number).filter(|number| Some(*number) > current));
+    let apps: BTreeSet<&AppName> = releases.iter().flat_map(|release| release.images.keys()).collect();
+    for app in apps {
+        let with = releases.iter().rev().filter(|release| release.images.contains_key(app));
+        kept.extend(with.take(keep).map(|release| release.number));
+    }
+    kept
+}
+
+/// What these releases need; `registry` is the private registry's name, `namespace` its folder for applications.
+pub fn needed(releases: &[Release], kept: &BTreeSet<u64>, naming: crate::release::Naming<'_>) -> Needed {
+    let mut needed = Needed::default();
+    for release in releases.iter().filter(|release| kept.contains(&release.number)) {
+        for digest in release.images.values().filter_map(|image| image.digest.as_ref()) {
+            needed.digests.entry(digest.clone()).or_default().insert(release.number);
+        }
+        for image in release.plan.apps.values().filter_map(|app| naming.full(&app.image).ok()) {
+            if image.digest.is_none() && image.registry.as_deref() == Some(naming.registry) {
+                let tag = image.tag_or_latest().to_owned();
+                needed.tags.insert((image.repository, tag));
+            }
+        }
+    }
+    needed
+}
