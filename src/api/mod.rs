@@ -12,6 +12,7 @@
 //! | `POST /v1/plan/check` | a plan's file name and text in; what the cloud and the registry do not know of it out |
 //! | `POST /v1/nodes/NAME/cordon`, `undrain`, `drain` | an [`OperateBody`] in |
 //! | `GET /v1/nodes/NAME/drain` | a [`crate::manager::Drain`]: what is there still |
+//! | `POST /v1/gc` | [`GcRequest`] in; NDJSON of [`GcLine`] out |
 //! | `GET /v1/registry` | the private registry's name and address |
 //! | `GET /v1/vcl` | [`vcl::VclView`]: what the gateway runs |
 //! | `GET /v1/events` | the last events, then each as it happens, as server-sent events |
@@ -20,6 +21,7 @@
 
 mod deploy;
 mod error;
+mod gc;
 pub mod nodes;
 mod operate;
 mod releases;
@@ -30,6 +32,7 @@ pub mod views;
 
 pub use deploy::{Aborted, DeployEnd, DeployLine, PlanText, Steer};
 pub use error::{ApiError, ErrorBody};
+pub use gc::{GcLine, GcRequest};
 pub use operate::OperateBody;
 pub use releases::ReleasesView;
 pub use server::{ServeError, serve};
@@ -58,6 +61,7 @@ pub fn router(manager: Manager) -> Router {
         .route("/v1/abort", post(deploy::abort))
         .route("/v1/releases", get(releases::list))
         .route("/v1/plan/check", post(deploy::check).layer(DefaultBodyLimit::max(2 * plan::MAX_BYTES)))
+        .route("/v1/gc", post(gc::gc))
         .route("/v1/registry", get(registry))
         .route("/v1/events", get(stream::events))
         .with_state(manager)

@@ -147,6 +147,7 @@ pub fn status(manager: &Manager) -> StatusView {
     problems.extend(overview.progress.frozen.iter().map(|why| format!("nothing is moved: {why}")));
     problems.extend(manager.plan_problem().map(|why| format!("the plan file is not followed: {why}")));
     problems.extend(snapshot.nodes.values().filter(|node| node.disk_full).map(full));
+    problems.extend(manager.gc_problem());
     let unhealthy = manager.gateway().map(|gateway| gateway.unhealthy().borrow().clone()).unwrap_or_default();
     let applications = applications(&overview, &snapshot, &unhealthy, cloud);
     let nodes = snapshot

@@ -20,10 +20,13 @@ pub struct Needed {
 
 /// The releases that stay: the current one, the one before, and the last `keep` of each application that there was.
 /// `releases` are sorted by number.
-pub fn kept(releases: &[Release], current: Option<u64>, keep: usize) -> BTreeSet<u64> {
+///
+/// A release that was not `good` counts for nothing: it was never active, or was taken back.
+pub fn kept(releases: &[Release], current: Option<u64>, keep: usize, good: impl Fn(u64) -> bool) -> BTreeSet<u64> {
+    let releases: Vec<&Release> = releases.iter().filter(|r| good(r.number) || Some(r.number) == current).collect();
     let before = releases.iter().rev().map(|r| r.number).find(|number| Some(*number) < current);
     let mut kept: BTreeSet<u64> = current.into_iter().chain(before).collect();
-    // What came after the current one is on its way, or failed just now.
+    // What came after the current one is on its way.
     kept.extend(releases.iter().map(|r| r.number).filter(|number| Some(*number) > current));
     let apps: BTreeSet<&AppName> = releases.iter().flat_map(|release| release.images.keys()).collect();
     for app in apps {

@@ -7,6 +7,7 @@ mod create_base;
 mod create_image;
 mod deploy;
 mod error;
+mod gc;
 mod images;
 mod install_image;
 mod lab;
@@ -92,6 +93,8 @@ enum Command {
     Rollback(releases::RollbackArgs),
     /// Show applications, instances, where they run and whether they serve
     Status(status::Args),
+    /// Remove images and stopped containers that no kept release needs
+    Gc(gc::Args),
     /// Print the gateway's VCL
     Vcl(vcl::Args),
     /// Run the manager
@@ -136,6 +139,7 @@ fn run(cli: Cli, out: &Printer) -> Result<(), Failure> {
         Command::Diff(args) => releases::diff(args, global, out),
         Command::Rollback(args) => releases::rollback(args, global, out),
         Command::Status(args) => status::run(args, global, out),
+        Command::Gc(args) => gc::run(args, global, out),
         Command::Vcl(args) => vcl::run(args, global, out),
         Command::Serve(args) => serve::run(args, global, out),
         Command::Lab(args) => lab::run(args, global, out),

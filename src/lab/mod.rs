@@ -153,8 +153,8 @@ impl Lab {
             fs::create_dir_all(directory).map_err(LabError::file("create", directory))?;
         }
         let leg = net::make(&self.name, &self.places)?;
-        services::write_files(&self.name, &self.places, leg)?;
         let binary = this_binary()?;
+        services::write_files(&self.name, &self.places, leg, &binary)?;
         let start = |service| services::start(&self.name, &self.places, &self.cgroups, service, &binary);
         say("starting the gateway: dnsmasq, registry, Varnish");
         for service in ["dnsmasq", "registry", "varnish"] {

@@ -30,7 +30,10 @@ fn fill(template: &str, values: &[(&str, &str)]) -> String {
 }
 
 /// The manager's configuration.
-fn manager_config(name: &LabName, places: &Places, leg: Leg) -> String {
+fn manager_config(name: &LabName, places: &Places, leg: Leg, binary: &Path) -> String {
+    // Its supervisor starts it again.
+    let binary = binary.display().to_string();
+    let restart = [binary.as_str(), "lab", "--name", name.as_str(), "service", "crash", "registry"];
     let path = |p: &Path| p.display().to_string();
     fill(
         include_str!("../../templates/gateway.toml"),
@@ -44,6 +47,9 @@ fn manager_config(name: &LabName, places: &Places, leg: Leg) -> String {
             ("leases", &path(&places.leases())),
             ("identity", &path(&places.identity())),
             ("varnish", &path(&places.varnish())),
+            ("storage", &path(&places.state.join("registry"))),
+            ("registry_config", &path(&places.run.join("registry.yml"))),
+            ("restart", &restart.map(|word| format!("{word:?}")).join(", ")),
         ],
     )
 }
@@ -65,7 +71,7 @@ fn write(path: &Path, text: &str) -> Result<(), LabError> {
 }
 
 /// Writes everything nodes and services read.
-pub fn write_files(name: &LabName, places: &Places, leg: Leg) -> Result<(), LabError> {
+pub fn write_files(name: &LabName, places: &Places, leg: Leg, binary: &Path) -> Result<(), LabError> {
     for (file, text) in FILES {
         write(&places.glue().join(file), text)?;
     }
@@ -82,7 +88,7 @@ pub fn write_files(name: &LabName, places: &Places, leg: Leg) -> Result<(), LabE
     write(&places.state.join("empty.vcl"), include_str!("../../templates/empty.vcl"))?;
     write(&places.resolv_conf(), "search matrix\nnameserver 10.10.10.1\n")?;
     write(&places.ssh_config(), &ssh_config(places))?;
-    write(&places.config(), &manager_config(name, places, leg))?;
+    write(&places.config(), &manager_config(name, places, leg, binary))?;
     for directory in
         [places.state.join("log"), places.state.join("leases"), places.state.join("matrix"), places.varnish()]
     {
@@ -123,7 +129,12 @@ pub fn start(name: &LabName, places: &Places, cgroups: &Cgroups, service: &str, 
             _ = fs::remove_file(places.run.join("dnsmasq.pid"));
             vec![text("dnsmasq"), text("--keep-in-foreground"), text("-C"), run("dnsmasq.conf")]
         }
-        "registry" => vec![text("docker-registry"), text("serve"), run("registry.yml")],
+        // While the manager cleans, its file makes the registry read-only.
+        "registry" => {
+            let script = "[ ! -f \"$1\" ] || { . \"$1\" && export REGISTRY_STORAGE_MAINTENANCE_READONLY; }; \
+                          exec docker-registry serve \"$2\"";
+            vec![text("sh"), text("-c"), text(script), text("registry"), run("registry.env"), run("registry.yml")]
+        }
         "varnish" => {
             let words = ["varnishd", "-F", "-a", ":6081", "-s", "malloc,64m"];
             let mut command: Vec<_> = words.into_iter().chain(vcl::varnishd_parameters()).map(text).collect();
@@ -204,7 +215,7 @@ mod tests {
         let name: LabName = "t1".parse().expect("name");
         let places = Places::new(&name, None).expect("places");
         let leg: Leg = "10.10.9.0/30".parse().expect("leg");
-        let text = manager_config(&name, &places, leg);
+        let text = manager_config(&name, &places, leg, Path::new("/opt/matrix"));
         assert!(!text.contains("{{"), "{text}");
         let config: Config = toml::from_str(&text).expect("a configuration");
         assert_eq!(config.cloud.as_str(), "t1");
@@ -213,6 +224,7 @@ mod tests {
         assert_eq!(config.registry.endpoint, "http://10.10.9.2:5000");
         assert_eq!(config.leases, Some(places.leases()));
         assert!(matches!(config.admission, AdmissionPolicy::FirstUse));
+        assert_eq!(config.gc.restart.first().map(String::as_str), Some("/opt/matrix"));
         assert_eq!(config.varnish.map(|v| v.workdir), Some(places.varnish()));
     }
 

@@ -45,6 +45,8 @@ pub struct Config {
     pub ports: [u16; 2],
     /// Nothing new is placed on a node whose disk is as full as this, in percent.
     pub disk_limit: u8,
+    /// Cleaning.
+    pub gc: Gc,
     /// The gateway's Varnish; none: nothing is routed.
     pub varnish: Option<Varnish>,
     /// The plan that is read at the start, when no release is there yet.
@@ -127,6 +129,45 @@ pub struct Registry {
     pub namespace: String,
 }
 
+/// Cleaning.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gc {
+    /// When each day.
+    pub at: At,
+    /// How many releases of each application one can go back to.
+    pub keep_releases: usize,
+    /// What came to the registry within so many minutes may be part of a push under way.
+    pub grace_minutes: u32,
+    /// How many tags of a repository stay, the newest; none: all.
+    pub tags: Option<usize>,
+    /// The registry's own folder (its `rootdirectory`) on this machine; none: nothing goes from the registry.
+    pub storage: Option<PathBuf>,
+    /// The registry's own collector; empty: blobs stay.
+    pub collect: Vec<String>,
+    /// What starts the registry anew, and returns when the old one has ended. It is to read `RUN/registry.env`.
+    pub restart: Vec<String>,
+}
+
+/// A time of day, or never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct At(pub Option<jiff::civil::Time>);
+impl TryFrom<String> for At {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let digits = |part: &str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit());
+        let parts = text.split_once(':').filter(|(hour, minute)| digits(hour) && digits(minute));
+        let time = parts
+            .and_then(|(hour, minute)| jiff::civil::Time::new(hour.parse().ok()?, minute.parse().ok()?, 0, 0).ok());
+        match time {
+            _ if text == "off" => Ok(Self(None)),
+            Some(time) => Ok(Self(Some(time))),
+            None => Err(format!("{text:?} is neither HH:MM nor off")),
+        }
+    }
+}
+
 /// The gateway's Varnish.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -164,9 +205,23 @@ impl Default for Config {
             registry: Registry::default(),
             ports: [20000, 29999],
             disk_limit: 90,
+            gc: Gc::default(),
             varnish: None,
             plan: None,
             healing: Healing::default(),
+        }
+    }
+}
+impl Default for Gc {
+    fn default() -> Self {
+        Self {
+            at: At(Some(jiff::civil::time(3, 0, 0, 0))),
+            keep_releases: 5,
+            grace_minutes: 60,
+            tags: None,
+            storage: None,
+            collect: Vec::new(),
+            restart: Vec::new(),
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod config;
 pub mod events;
 mod execute;
 pub mod gateway;
+pub mod gc;
 pub mod journal;
 pub mod nodes;
 mod operate;
@@ -90,6 +91,7 @@ struct Inner {
     plan_problem: Mutex<Option<String>>,
     /// Submissions so far.
     turns: AtomicU64,
+    gc: gc::Gc,
     /// One submission at a time.
     submitting: tokio::sync::Mutex<()>,
     stop: CancellationToken,
@@ -143,9 +145,16 @@ impl Manager {
             inbox,
             plan_problem: Mutex::default(),
             turns: AtomicU64::default(),
+            gc: gc::Gc::default(),
             submitting: tokio::sync::Mutex::default(),
             stop,
         }));
+        manager.gc_remember();
+        let cleaner = manager.clone();
+        tokio::spawn(async move {
+            gc::heal(&cleaner).await;
+            gc::nightly(cleaner).await;
+        });
         if let Some(plan) = manager.config().plan.clone() {
             tokio::spawn(plan_file::follow(manager.clone(), plan));
         }

@@ -34,6 +34,7 @@ const KEYS: &[&str] = &[
     "registry",
     "ports",
     "disk_limit",
+    "gc",
     "varnish",
     "plan",
     "healing",
@@ -42,6 +43,7 @@ const SSH: &[&str] = &["user", "identity", "port", "engine_socket"];
 const ADMISSION: &[&str] = &["policy", "macs"];
 const NODE: &[&str] = &["name", "address"];
 const REGISTRY: &[&str] = &["name", "endpoint", "namespace"];
+const GC: &[&str] = &["at", "keep_releases", "grace_minutes", "tags", "storage", "collect", "restart"];
 const VARNISH: &[&str] = &["workdir", "port"];
 const PLAN: &[&str] = &["file", "watch"];
 const HEALING: &[&str] = &["lost_after", "move_after", "freeze_share"];
@@ -106,6 +108,7 @@ fn config(root: &DeTable<'_>, found: &mut Notes) -> Config {
     admission(&file, &mut config, found);
     nodes(&file, &mut config, found);
     registry(&file, &mut config, found);
+    gc(&file, &mut config, found);
     if let Some(varnish) = section(&file, "varnish", VARNISH, found) {
         let mut workdir = PathBuf::new();
         if required(&file, &varnish, "varnish", "workdir", found) {
@@ -239,6 +242,30 @@ fn registry(file: &Fields<'_>, config: &mut Config, found: &mut Notes) {
     }
 }
 
+fn gc(file: &Fields<'_>, config: &mut Config, found: &mut Notes) {
+    let Some(gc) = section(file, "gc", GC, found) else { return };
+    let it = &mut config.gc;
+    set(&gc, "at", &mut it.at, found);
+    set(&gc, "keep_releases", &mut it.keep_releases, found);
+    set(&gc, "grace_minutes", &mut it.grace_minutes, found);
+    set(&gc, "tags", &mut it.tags, found);
+    optional_path(&gc, "storage", &mut it.storage, found);
+    set(&gc, "collect", &mut it.collect, found);
+    set(&gc, "restart", &mut it.restart, found);
+    for (key, value) in [("keep_releases", Some(it.keep_releases)), ("tags", it.tags)] {
+        if let Some(v) = gc.get(key).filter(|_| value == Some(0)) {
+            found.error(v.span(), format!("gc.{key} is at least 1"));
+        }
+    }
+    // One without the other would collect while images come, or restart for nothing.
+    let whole = it.storage.is_some() && !it.collect.is_empty() && !it.restart.is_empty();
+    if let Some(v) = gc.get("collect").or(gc.get("restart")).filter(|_| !whole) {
+        found
+            .error(v.span(), "gc.collect and gc.restart work together, and with gc.storage")
+            .hint("templates/matrix-reference.toml shows all three");
+    }
+}
+
 /// A table that is there.
 fn section<'a>(file: &Fields<'a>, key: &str, known: &'static [&'static str], found: &mut Notes) -> Option<Fields<'a>> {
     let value = file.get(key)?;
@@ -339,6 +366,7 @@ mod tests {
             ("[ssh]\nzzz = 1", SSH),
             ("[[nodes]]\nzzz = 1", NODE),
             ("[registry]\nzzz = 1", REGISTRY),
+            ("[gc]\nzzz = 1", GC),
             ("[varnish]\nzzz = 1", VARNISH),
             ("[plan]\nzzz = 1", PLAN),
             ("[healing]\nzzz = 1", HEALING),
@@ -378,6 +406,7 @@ mod tests {
             ("ssh", SSH),
             ("admission", ADMISSION),
             ("registry", REGISTRY),
+            ("gc", GC),
             ("varnish", VARNISH),
             ("plan", PLAN),
             ("healing", HEALING),

@@ -2,8 +2,8 @@
 //!
 //! Decides nothing and retries nothing. What lacks the given cloud's id is neither stopped nor removed here.
 
+mod clean;
 mod error;
-mod images;
 mod shapes;
 
 use std::{collections::HashMap, path::Path, time::Duration};

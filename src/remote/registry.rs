@@ -4,6 +4,7 @@
 
 mod error;
 mod find;
+mod mode;
 pub mod storage;
 mod transfer;
 
@@ -21,6 +22,7 @@ use crate::model::{Digest, Repository};
 
 pub use error::RegistryError;
 use error::{policy, transient};
+pub use mode::Mode;
 
 /// Name and password.
 #[derive(Clone)]

@@ -52,12 +52,14 @@ fn release(number: u64, images: &[(&str, u8)]) -> Release {
 fn the_last_releases_of_each_application_are_kept() {
     let mut all: Vec<Release> = vec![release(1, &[("old", 1)])];
     all.extend((2..=9).map(|n| release(n, &[("shop", u8::try_from(n).unwrap())])));
-    let kept = |current, keep| clean::kept(&all, current, keep).into_iter().collect::<Vec<_>>();
+    let kept = |current, keep| clean::kept(&all, current, keep, |_| true).into_iter().collect::<Vec<_>>();
     assert_eq!(kept(Some(9), 5), [1, 5, 6, 7, 8, 9], "an application that left the plan can come back");
     assert_eq!(kept(Some(9), 1), [1, 8, 9], "the one before the current is always there");
     assert_eq!(kept(Some(7), 1), [1, 6, 7, 8, 9], "what came after the current one may be on its way");
+    let kept: Vec<_> = clean::kept(&all, Some(9), 2, |n| n != 8 && n != 6).into_iter().collect();
+    assert_eq!(kept, [1, 7, 9], "what failed or was taken back counts for nothing");
     let naming = Naming { registry: REGISTRY, namespace: "cloud" };
-    let needed = clean::needed(&all, &clean::kept(&all, Some(9), 5), naming);
+    let needed = clean::needed(&all, &clean::kept(&all, Some(9), 5, |_| true), naming);
     let digests: Vec<_> = needed.digests.keys().cloned().collect();
     assert_eq!(digests, [1, 5, 6, 7, 8, 9].map(digest));
     assert!(needed.tags.contains(&("cloud/shop".parse().unwrap(), "v9".to_owned())), "{:?}", needed.tags);

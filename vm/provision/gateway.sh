@@ -21,6 +21,7 @@ apt-get -qq install --no-install-recommends -y dnsmasq docker-registry varnish g
 
 fill dnsmasq.conf /etc/dnsmasq.d/matrix.conf inside="$inside" leases=/var/lib/misc/dnsmasq.leases
 fill registry.yml /etc/docker/registry/config.yml storage=/var/lib/docker-registry
+install -D -m 644 "$files/docker-registry.service.conf" /etc/systemd/system/docker-registry.service.d/matrix.conf
 install -m 644 "$files/squid.conf" /etc/squid/squid.conf
 install -m 644 "$files/empty.vcl" /etc/varnish/matrix.vcl
 # one -p each; a percent sign means something to systemd
@@ -32,7 +33,8 @@ install -D -m 644 "$files/matrix.service" /etc/systemd/system/matrix.service
 mkdir -p -m 700 /etc/matrix
 install -m 600 "$files/id_ed25519" /etc/matrix/id_ed25519
 fill gateway.toml /etc/matrix/matrix.toml cloud=matrix state=/var/lib/matrix run=/run/matrix 'listen="0.0.0.0:8080"' \
-    registry=http://127.0.0.1:5000 \
+    registry=http://127.0.0.1:5000 storage=/var/lib/docker-registry registry_config=/etc/docker/registry/config.yml \
+    'restart="systemctl", "restart", "docker-registry"' \
     leases=/var/lib/misc/dnsmasq.leases identity=/etc/matrix/id_ed25519 varnish=/var/lib/varnish/matrix
 
 systemctl daemon-reload

@@ -1,4 +1,4 @@
-//! Images on a node: listed with their layers, removed name by name.
+//! What cleaning asks of an engine: images with their layers, listed and removed name by name; stopped containers.
 //!
 //! Forces nothing: an image that a container is made from is left by the engine itself.
 
@@ -8,7 +8,10 @@ use bollard::query_parameters as query;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{ANSWER_WITHIN, EngineClient, EngineError, error, shapes};
-use crate::inventory::{NodeImage, NodeStock};
+use crate::{
+    inventory::{NodeImage, NodeStock},
+    model::CloudId,
+};
 
 /// How many images are looked at at a time.
 const AT_ONCE: usize = 8;
@@ -83,6 +86,25 @@ impl EngineClient {
             Err(error) if error::is_missing(&error) => Ok(true),
             Err(error) if error::status(&error) == Some(409) => Ok(false),
             Err(error) => Err(self.doing(format!("remove the image {name}"))(error)),
+        }
+    }
+
+    /// Removes a container of `cloud` that does not run, with its anonymous volumes. Says whether it is gone: not where
+    /// it runs.
+    ///
+    /// # Errors
+    /// When it belongs to somebody else, or the engine does not answer.
+    pub async fn remove_stopped(&self, cloud: &CloudId, container: &str) -> Result<bool, EngineError> {
+        if !self.belongs(cloud, container, "remove").await? {
+            return Ok(true);
+        }
+        let options = query::RemoveContainerOptionsBuilder::new().v(true).build();
+        match self.docker.remove_container(container, Some(options)).await {
+            Err(error) if error::status(&error) == Some(409) => Ok(false),
+            result => {
+                super::gone_is_fine(result).map_err(self.doing(format!("remove {}", super::short(container))))?;
+                Ok(true)
+            }
         }
     }
 }
