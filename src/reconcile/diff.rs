@@ -143,7 +143,7 @@ impl<'a> Board<'a> {
 
     /// One instance at a time where stop comes before start: the lowest slot, while all the others serve.
     fn turns(&self) -> BTreeMap<&'a AppName, &'a InstanceId> {
-        let mut turns = BTreeMap::new();
+        let (mut turns, mut idle) = (BTreeMap::new(), BTreeMap::new());
         let mut gaps: BTreeSet<&AppName> = BTreeSet::new();
         for (id, container) in &self.wanted {
             if self.in_place(container) {
@@ -153,8 +153,9 @@ impl<'a> Board<'a> {
                 }
                 continue;
             }
-            if self.occupant(id).is_some() {
-                turns.entry(&id.app).or_insert(*id);
+            if let Some((_, occupant)) = self.occupant(id) {
+                let these = if self.serves(occupant) { &mut turns } else { &mut idle };
+                these.entry(&id.app).or_insert(*id);
             } else if self.world.release.plan.apps.get(&id.app).is_some_and(|app| app.count() > 1)
                 && self.world.snapshot.nodes.get(&self.world.assignments[*id].node).is_some_and(Node::is_ready)
                 && !self.by_instance.get(id).is_some_and(|all| all.iter().any(|(_, c)| self.serves(c)))
@@ -164,6 +165,8 @@ impl<'a> Board<'a> {
         }
         // A gap elsewhere: the one whose turn it was has stopped and not yet come back.
         turns.retain(|app, _| !gaps.contains(app));
+        // What serves nobody goes before what does.
+        turns.extend(idle);
         turns
     }
 
@@ -306,12 +309,18 @@ impl<'a> Board<'a> {
         container.ours.as_ref().is_some_and(|ours| !apps.contains_key(&ours.instance.app))
     }
 
+    /// Whether an instance was seen to answer, and its node still does.
+    fn stands_in(&self, id: &InstanceId, container: &ContainerSpec) -> bool {
+        let node = self.world.assignments.get(id).and_then(|place| self.world.snapshot.nodes.get(&place.node));
+        self.in_place(container) && node.is_some_and(Node::is_ready)
+    }
+
     /// Whether its application is wanted, and none of the wanted instances serves yet.
     fn is_last(&self, ours: &Ours) -> bool {
         let app = &ours.instance.app;
         let wanted = self.world.release.plan.apps.get(app).is_some_and(|app| app.count() > 0);
-        let in_place = |(id, container): (&&InstanceId, &ContainerSpec)| id.app == *app && self.in_place(container);
-        wanted && !self.wanted.iter().any(in_place)
+        let serves = |(id, container): (&&InstanceId, &ContainerSpec)| id.app == *app && self.stands_in(id, container);
+        wanted && !self.wanted.iter().any(serves)
     }
 
     fn retire(&self, node: &Node, container: &Container, ours: &Ours, decision: &mut Decision) {
@@ -328,7 +337,7 @@ impl<'a> Board<'a> {
             // Too many, or on the wrong node: it stays until another instance of its application serves.
             None if container.state == ContainerState::Running && self.is_last(ours) => return,
             None => Reason::NotInPlan,
-            Some(new) if !self.in_place(new) && container.state == ContainerState::Running => return,
+            Some(new) if !self.stands_in(id, new) && container.state == ContainerState::Running => return,
             Some(_) if self.world.assignments[id].node != node.name => {
                 Reason::Moved { node: self.world.assignments[id].node.clone() }
             }

@@ -435,3 +435,6 @@ fn memory_decides_where_there_is_room() {
     let why: Vec<_> = placed.unplaced.values().map(ToString::to_string).collect();
     assert_eq!(why, ["no node has room: node1 lacks memory, node2 lacks memory"]);
 }
+
+#[path = "upheaval.rs"]
+mod upheaval;
