@@ -1,7 +1,7 @@
 # Two commands for a user (demo, test), some more for who works on it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test check bench lab lab-down packages build apps lab-tests browser-tests vagrant-validate
+.PHONY: help demo demo-down test check bench chaos lab lab-down packages build apps lab-tests browser-tests vagrant-validate
 
 # `make demo PROFILE=dev` takes what the tests have built already.
 PROFILE ?= release
@@ -38,6 +38,9 @@ bench: packages ## the figures, ours beside others', one a line (root; about ten
 	cargo build -q --release --example hello
 	cargo $(AS_ROOT) bench -q --bench figures
 
+chaos: packages apps ## everything breaks under load, 15 minutes: SEED=n, ROUNDS=n, MINUTES=n, ROUND=k for one alone (root)
+	$(IN_MEMORY) cargo $(AS_ROOT) test -q --test chaos -- --ignored --nocapture
+
 lab: build ## a lab of three nodes, to try things
 	$(SUDO) $(MATRIX) lab up
 
@@ -57,8 +60,11 @@ apps: ## the example applications' program
 # The labs of tests live in memory where there is enough of it: some disks take longer to delete images than the tests.
 SHM := $(shell [ "$$(df -k --output=avail /dev/shm | tail -1)" -gt 6000000 ] && ! findmnt -no OPTIONS /dev/shm | grep -q noexec && echo yes)
 
-lab-tests: apps ## end to end, on labs (root)
-	$(if $(SHM),MATRIX_LAB_DIR=/dev/shm/matrix-lab) cargo $(AS_ROOT) test -q --test lab -- --test-threads=1
+IN_MEMORY := $(if $(SHM),MATRIX_LAB_DIR=/dev/shm/matrix-lab)
+
+lab-tests: apps ## end to end, on labs, and a short round of chaos (root)
+	$(IN_MEMORY) cargo $(AS_ROOT) test -q --test lab -- --test-threads=1
+	$(IN_MEMORY) cargo $(AS_ROOT) test -q --test chaos -- --nocapture
 
 browser-tests: ## the page in a headless Chromium
 	cargo test -q --test browser -- --test-threads=1

@@ -4,6 +4,7 @@
 mod cleaning;
 mod cli;
 mod dashboard;
+mod floor;
 mod gateway;
 mod gc;
 mod image;

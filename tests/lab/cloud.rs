@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{
     load::Load,
-    rig::{Lab, Ran, eventually, matrix},
+    rig::{Lab, Ran, eventually, matrix, run},
 };
 
 /// The project's folder.
@@ -150,4 +150,29 @@ pub fn written(text: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::Builder::new().suffix(".plan").tempfile().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     file
+}
+
+/// A small file system where a node keeps its images.
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    #[track_caller]
+    pub fn under(lab: &Lab, node: &str, size: &str) -> Self {
+        lab.lab(&["poweroff", node]).ok();
+        let folder = lab.state_dir().join("nodes").join(node).join("docker");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&folder);
+        run(mount).ok();
+        let disk = Self(folder);
+        lab.lab(&["boot", node]).ok();
+        disk
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let mut umount = Command::new("umount");
+        umount.arg("-l").arg(&self.0);
+        run(umount);
+    }
 }

@@ -2,16 +2,16 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
+    path::Path,
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
 use crate::{
-    cloud::written,
+    cloud::{SmallDisk, written},
     load::request,
-    rig::{Lab, eventually, run},
+    rig::{Lab, eventually},
 };
 
 const NODES: [&str; 2] = ["node1", "node2"];
@@ -117,30 +117,6 @@ fn a_registry_that_is_down_is_named_and_nothing_changes() {
     lab.lab(&["service", "start", "registry"]).ok();
     lab.deploy(&plan("v1")).ok();
     assert!(page(&lab).contains("<h1>v1</h1>"));
-}
-
-/// A small file system where a node keeps its images.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn under(lab: &Lab, node: &str, size: &str) -> Self {
-        lab.lab(&["poweroff", node]).ok();
-        let folder = lab.state_dir().join("nodes").join(node).join("docker");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(&folder);
-        run(mount).ok();
-        let disk = Self(folder);
-        lab.lab(&["boot", node]).ok();
-        disk
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let mut umount = Command::new("umount");
-        umount.arg("-l").arg(&self.0);
-        run(umount);
-    }
 }
 
 /// 60 MB that no compressor makes smaller.

@@ -10,6 +10,7 @@ mod foreign_tools;
 mod healing;
 mod hostile;
 mod lab;
+#[path = "../load/mod.rs"]
 mod load;
 mod nodes;
 mod operating;

@@ -34,6 +34,8 @@ use crate::{
 const GLANCE: Duration = Duration::from_millis(100);
 /// How often what is loaded is compared with what should be.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long what was compiled ahead waits for a table that wants it.
+const PREPARED: Duration = Duration::from_secs(20);
 
 /// The gateway's handle; cheap to clone.
 #[derive(Debug, Clone)]
@@ -52,6 +54,8 @@ struct Inner {
     wanted: tokio::sync::Mutex<Option<Arc<Generation>>>,
     /// VCLs that were compiled for a table to come.
     prepared: Mutex<BTreeSet<String>>,
+    /// When that was.
+    preparing: Mutex<Option<Instant>>,
     /// Containers whose backends are overruled as sick; every version of theirs gets told.
     sick: Mutex<BTreeSet<String>>,
     /// What probes say.
@@ -165,6 +169,7 @@ impl Gateway {
                 }),
                 wanted: tokio::sync::Mutex::default(),
                 prepared: Mutex::default(),
+                preparing: Mutex::default(),
                 sick: Mutex::default(),
                 probes: health::Probes::default(),
             }),
@@ -289,6 +294,7 @@ impl Inner {
     async fn prepare(&self, table: &RoutingTable) {
         let (Some(varnish), Ok(generation)) = (&self.varnish, Generation::of(table)) else { return };
         *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = generation.names();
+        *self.preparing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         for (name, text) in generation.apps.values() {
             // One at a time: what has to run now goes first.
             let _one = self.wanted.lock().await;
@@ -471,6 +477,19 @@ impl Inner {
         }
     }
 
+    /// A table that was expected and never came leaves nothing behind.
+    async fn forget_prepared(&self, varnish: &Varnish, generation: &Generation) {
+        {
+            let mut since = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+            if since.is_none_or(|since| since.elapsed() < PREPARED) {
+                return;
+            }
+            *since = None;
+        }
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        _ = self.tidy(varnish, &generation.names()).await;
+    }
+
     async fn look(&self, varnish: &Varnish) {
         let wanted = self.wanted.lock().await;
         let Some(generation) = wanted.as_deref() else { return };
@@ -480,6 +499,7 @@ impl Inner {
             (Err(error), _) | (_, Err(error)) => return self.became(false, None, Some(&error.into())),
         };
         if as_wanted {
+            self.forget_prepared(varnish, generation).await;
             return self.became(true, None, None);
         }
         match self.install(varnish, generation).await {

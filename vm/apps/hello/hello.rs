@@ -1,7 +1,11 @@
 //! A web application to try a cloud with: it says which instance answered.
 //!
 //! Needs nothing but the kernel, so that an image of it can stand on nothing. Any path answers; besides
-//! `/health`, `/slow?ms=N`, `/status?code=N`, and POST echoes its body. SIGTERM: what has begun is finished, then it ends.
+//! `/health`, `/slow?ms=N`, `/status?code=N`, POST says back what it got, and a websocket what it hears. With LEDGER (a
+//! folder) every POST's X-Request-Id is written down there, `begun` when its head was read and `done` when its body was.
+//! SIGTERM: what has begun is finished, then it ends.
+
+mod websocket;
 
 use std::{
     env,
@@ -24,6 +28,8 @@ use nix::sys::signal::{SigSet, Signal};
 const MAX_HEAD: u64 = 64 << 10;
 /// A connection that says nothing for this long is closed.
 const IDLE: Duration = Duration::from_secs(60);
+/// What is said back of a body, at most.
+const MAX_ECHO: u64 = 64 << 10;
 /// What has begun when SIGTERM comes may take this long.
 const FINISH: Duration = Duration::from_secs(25);
 
@@ -32,6 +38,7 @@ struct Server {
     instance: String,
     stopping: AtomicBool,
     busy: AtomicUsize,
+    ledger: Option<fs::File>,
 }
 
 struct Request {
@@ -41,6 +48,9 @@ struct Request {
     chunked: bool,
     keep: bool,
     expects: bool,
+    id: Option<String>,
+    /// The key of a websocket's handshake.
+    websocket: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -58,9 +68,16 @@ fn main() -> ExitCode {
         }
     };
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let instance = env::var("HOSTNAME").unwrap_or_else(|_| host.trim().to_owned());
+    // Without it, or without room for it, everything else goes on.
+    let ledger = env::var_os("LEDGER").and_then(|folder| {
+        let file = std::path::Path::new(&folder).join(instance.replace('/', "_"));
+        fs::OpenOptions::new().create(true).append(true).open(file).ok()
+    });
     let server = Arc::new(Server {
+        ledger,
         app: env::var("APP").unwrap_or_else(|_| "hello".to_owned()),
-        instance: env::var("HOSTNAME").unwrap_or_else(|_| host.trim().to_owned()),
+        instance,
         stopping: AtomicBool::new(false),
         busy: AtomicUsize::new(0),
     });
@@ -128,6 +145,8 @@ fn read_request(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request
         chunked: false,
         keep: version == "HTTP/1.1",
         expects: false,
+        id: None,
+        websocket: None,
     };
     loop {
         let mut line = String::new();
@@ -149,6 +168,8 @@ fn read_request(reader: &mut BufReader<&TcpStream>) -> io::Result<Option<Request
             "connection" if value.eq_ignore_ascii_case("close") => request.keep = false,
             "connection" if value.eq_ignore_ascii_case("keep-alive") => request.keep = true,
             "expect" => request.expects = true,
+            "x-request-id" => request.id = Some(value.chars().filter(char::is_ascii_graphic).take(100).collect()),
+            "sec-websocket-key" => request.websocket = Some(value.to_owned()),
             _ => {}
         }
     }
@@ -164,7 +185,28 @@ fn answer(
     if request.expects {
         (&mut &*stream).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
-    let body = if request.chunked { chunks(reader)? } else { count(reader, request.length)? };
+    if let Some(key) = request.websocket.as_ref().filter(|_| request.method == "GET") {
+        let accept = websocket::accept(key);
+        let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n";
+        (&mut &*stream).write_all(format!("{head}Sec-WebSocket-Accept: {accept}\r\n\r\n").as_bytes())?;
+        websocket::echo(reader, stream, &server.stopping)?;
+        return Ok(false);
+    }
+    let posts = request.method == "POST" || request.method == "PUT";
+    let note = |what: &str| {
+        if let (true, Some(mut ledger), Some(id)) = (posts, server.ledger.as_ref(), &request.id) {
+            // One write: lines of many threads do not mix.
+            _ = ledger.write_all(format!("{what} {id}\n").as_bytes());
+        }
+    };
+    note("begun");
+    let mut body = Body::default();
+    if request.chunked {
+        chunks(reader, &mut body)?;
+    } else {
+        count(reader, request.length, &mut body)?;
+    }
+    note("done");
     let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
     let number = |name: &str| {
         query.split('&').filter_map(|p| p.split_once('=')).find(|(n, _)| *n == name)?.1.parse::<u64>().ok()
@@ -182,13 +224,15 @@ fn answer(
         _ => 200,
     };
     let (kind, text) = if what == "health" {
-        ("text/plain", "ok\n".to_owned())
-    } else if request.method == "POST" || request.method == "PUT" {
-        ("text/plain", format!("{} {} got {body} bytes\n", server.app, server.instance))
+        ("text/plain", b"ok\n".to_vec())
+    } else if posts {
+        let mut said = format!("{} {} got {} bytes\n", server.app, server.instance, body.length).into_bytes();
+        said.extend(body.kept);
+        ("text/plain", said)
     } else {
-        ("text/html; charset=utf-8", page(server, path))
+        ("text/html; charset=utf-8", page(server, path).into_bytes())
     };
-    respond(stream, &request.method, code, kind, text.as_bytes(), keep)?;
+    respond(stream, &request.method, code, kind, &text, keep)?;
     Ok(keep)
 }
 
@@ -222,25 +266,34 @@ fn respond(mut stream: &TcpStream, method: &str, code: u16, kind: &str, body: &[
     stream.write_all(&bytes)
 }
 
-/// Reads a body to its end; how many bytes it has.
-fn count(reader: &mut impl Read, length: u64) -> io::Result<u64> {
-    let read = io::copy(&mut reader.take(length), &mut io::sink())?;
-    if read == length { Ok(read) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+/// What came of a body: how many bytes, and the first of them.
+#[derive(Default)]
+struct Body {
+    length: u64,
+    kept: Vec<u8>,
 }
 
-fn chunks(reader: &mut BufReader<&TcpStream>) -> io::Result<u64> {
-    let mut total = 0;
+/// Reads a body, or a part of one, to its end.
+fn count(reader: &mut impl Read, length: u64, body: &mut Body) -> io::Result<()> {
+    let room = MAX_ECHO.saturating_sub(body.kept.len() as u64).min(length);
+    let kept = reader.by_ref().take(room).read_to_end(&mut body.kept)? as u64;
+    let read = kept + io::copy(&mut reader.take(length - kept), &mut io::sink())?;
+    body.length += read;
+    if read == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+fn chunks(reader: &mut BufReader<&TcpStream>, body: &mut Body) -> io::Result<()> {
     loop {
         let mut line = String::new();
         reader.by_ref().take(MAX_HEAD).read_line(&mut line)?;
         let size = u64::from_str_radix(line.trim().split(';').next().unwrap_or_default(), 16)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-        total += count(reader, size)?;
+        count(reader, size, body)?;
         // The line break behind a chunk; the last chunk's trailers are not for us.
         line.clear();
         reader.by_ref().take(MAX_HEAD).read_line(&mut line)?;
         if size == 0 {
-            return Ok(total);
+            return Ok(());
         }
     }
 }

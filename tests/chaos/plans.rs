@@ -1,0 +1,141 @@
+//! Plans and releases by chance. Every application has instances on at least two nodes: one may go.
+
+use crate::{NODES, dice::Dice};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Replicas(usize),
+    Pinned(Vec<&'static str>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct App {
+    pub name: &'static str,
+    tag: &'static str,
+    place: Place,
+    publish: Option<u16>,
+    turn: u64,
+    /// What makes it fail.
+    flaw: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub apps: Vec<App>,
+}
+
+/// What goes out.
+#[derive(Debug, Clone)]
+pub enum Release {
+    /// It should go out.
+    Good(&'static str, Plan),
+    /// It must not.
+    Bad(Plan),
+    /// The release before, by command.
+    Back,
+}
+
+impl Release {
+    pub fn what(&self) -> &'static str {
+        match self {
+            Self::Good(what, _) => what,
+            Self::Bad(_) => "a bad release",
+            Self::Back => "a rollback",
+        }
+    }
+}
+
+const TAGS: [&str; 2] = ["v1", "v2"];
+/// Listens where nobody asks; ends at once; answers, but not well.
+const FLAWS: [&str; 3] = [
+    "environment = { PORT = 9999 }\nhealth = { deadline = \"3s\" }",
+    "command = [\"/bin/sh\", \"-c\", \"echo no database; exit 3\"]\nhealth = { deadline = \"8s\" }",
+    "health = { path = \"/status?code=500\", deadline = \"3s\" }",
+];
+
+impl App {
+    fn random(dice: &mut Dice, name: &'static str, port: u16) -> Self {
+        let mut nodes = NODES.to_vec();
+        dice.shuffle(&mut nodes);
+        let count = usize::try_from(dice.between(2, 3)).unwrap();
+        let place = if dice.chance(40) {
+            nodes.truncate(count);
+            Place::Pinned(nodes)
+        } else {
+            Place::Replicas(count)
+        };
+        let publish = dice.chance(40).then_some(port);
+        Self { name, tag: dice.pick::<&str>(&TAGS), place, publish, turn: 0, flaw: "" }
+    }
+
+    fn text(&self) -> String {
+        let Self { name, tag, turn, .. } = self;
+        let place = match &self.place {
+            Place::Replicas(count) => format!("replicas = {count}"),
+            Place::Pinned(nodes) => format!("nodes = {nodes:?}"),
+        };
+        let publish = self.publish.map(|port| format!("publish = {port}\n")).unwrap_or_default();
+        let rest = if self.flaw.is_empty() {
+            format!("environment = {{ LEDGER = \"/ledger\", TURN = {turn} }}\nhealth = {{ deadline = \"20s\" }}")
+        } else {
+            self.flaw.to_owned()
+        };
+        format!(
+            "[apps.{name}]\nimage = \"hello:{tag}\"\n{place}\n{publish}drain_timeout = \"4s\"\nstop_timeout = \"2s\"\n\
+             volumes = [\"ledger:/ledger\"]\n{rest}\n"
+        )
+    }
+
+    pub fn count(&self) -> usize {
+        match &self.place {
+            Place::Replicas(count) => *count,
+            Place::Pinned(nodes) => nodes.len(),
+        }
+    }
+}
+
+impl Plan {
+    pub fn random(dice: &mut Dice) -> Self {
+        let names = [("a", 5051), ("b", 5052), ("c", 5053)];
+        let count = usize::try_from(dice.between(2, 3)).unwrap();
+        Self { apps: names.iter().take(count).map(|(name, port)| App::random(dice, name, *port)).collect() }
+    }
+
+    pub fn text(&self) -> String {
+        self.apps.iter().map(App::text).collect()
+    }
+
+    pub fn paths(&self) -> Vec<String> {
+        self.apps.iter().map(|app| format!("/{}/", app.name)).collect()
+    }
+
+    /// The next release.
+    pub fn next(&self, dice: &mut Dice) -> Release {
+        let mut next = self.clone();
+        let at = usize::try_from(dice.next() % self.apps.len() as u64).unwrap();
+        let one = &mut next.apps[at];
+        one.turn += 1;
+        match dice.between(0, 9) {
+            0..=2 => {
+                for app in &mut next.apps {
+                    app.tag = if app.tag == "v1" { "v2" } else { "v1" };
+                }
+                Release::Good("a new image of all", next)
+            }
+            3..=4 => Release::Good("an environment", next),
+            5 => {
+                one.turn -= 1;
+                match &mut one.place {
+                    Place::Replicas(count) => *count = 5 - *count,
+                    Place::Pinned(_) => one.turn += 1,
+                }
+                Release::Good("another size", next)
+            }
+            6..=7 => {
+                one.flaw = dice.pick::<&str>(&FLAWS);
+                Release::Bad(next)
+            }
+            _ => Release::Back,
+        }
+    }
+}
