@@ -2,14 +2,21 @@
 //!
 //! Each pair is measured in the same run, one after the other, several rounds; shown are medians, the spread, and the
 //! median of the rounds' ratios. A figure that is short is told, and no failure; one that cannot be measured is.
-//! `cargo bench --bench figures -- decide routes` measures only these: deploys, traffic, images, memory, routes, decide.
+//! `cargo bench --bench figures -- decide routes` measures only these: deploys, traffic, images, releases,
+//! poweroff, kills, swarm, memory, routes, decide.
 
 mod decide;
 mod deploys;
 mod images;
+mod kills;
+#[path = "../../tests/load/mod.rs"]
+mod load;
+mod poweroff;
+mod releases;
 mod report;
 mod rig;
 mod routes;
+mod swarm;
 mod traffic;
 
 use std::process::ExitCode;
@@ -32,10 +39,14 @@ fn main() -> ExitCode {
             report.failed(name, &error);
         }
     }
-    let on_a_lab: [(&str, OnALab); 4] = [
+    let on_a_lab: [(&str, OnALab); 8] = [
         ("deploys", deploys::measure),
         ("traffic", traffic::measure),
         ("images", images::measure),
+        ("releases", releases::measure),
+        ("poweroff", poweroff::measure),
+        ("kills", kills::measure),
+        ("swarm", swarm::measure),
         ("memory", deploys::measure_ten),
     ];
     if on_a_lab.iter().any(|(name, _)| wants(name)) {

@@ -39,15 +39,18 @@ pub enum Unit {
     Millis,
     PerSecond,
     Megabytes,
+    Count,
 }
 
 impl Unit {
     fn show(self, value: f64) -> String {
         match self {
             Self::Seconds => format!("{value:.2} s"),
+            Self::Millis if value < 20.0 => format!("{value:.1} ms"),
             Self::Millis => format!("{value:.0} ms"),
             Self::PerSecond => format!("{value:.0}/s"),
             Self::Megabytes => format!("{value:.1} MB"),
+            Self::Count => format!("{value:.0}"),
         }
     }
 }
@@ -77,8 +80,8 @@ impl Figure {
     /// The median of the rounds' ratios: what slows this machine for a while slows both of a round.
     fn ratio(&self) -> f64 {
         let ratios: Vec<f64> = match &self.other {
-            Other::Measured(other) => self.ours.iter().zip(other).map(|(ours, other)| ours / other).collect(),
-            Other::Limit(limit) => self.ours.iter().map(|ours| ours / limit).collect(),
+            Other::Measured(other) => self.ours.iter().zip(other).map(|(ours, other)| over(*ours, *other)).collect(),
+            Other::Limit(limit) => self.ours.iter().map(|ours| over(*ours, *limit)).collect(),
         };
         median(&ratios)
     }
@@ -112,6 +115,14 @@ impl fmt::Display for Figure {
             0 => Ok(()),
             noisy => write!(f, "  (others used this machine in {noisy} of {} rounds)", self.ours.len()),
         }
+    }
+}
+
+/// Of two counts of losses, none is as good as none, and nothing is as good as none.
+fn over(ours: f64, other: f64) -> f64 {
+    match (ours, other) {
+        (0.0, 0.0) => 0.0,
+        _ => ours / other,
     }
 }
 
