@@ -15,4 +15,5 @@ mod load;
 mod nodes;
 mod operating;
 mod original_plan;
+mod pains;
 mod rig;
