@@ -8,6 +8,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
+    deploys::Plan,
     load::{Flow, Kind, Load, Report as Counted},
     releases::{APPS, How, INSTANCES, count, deploy, gateway, mix, plan},
     report::{Figure, Goal, Other, Report, Unit, note},
@@ -37,6 +38,8 @@ pub fn measure(lab: &Lab, report: &mut Report) -> Res<()> {
 
 /// Switches it off amid the load, and on again at the end.
 pub fn cut(lab: &Lab, rate: u32) -> Res<Off> {
+    // Placed anew: the last power-off has left them beside each other.
+    Plan::new(lab, 1)?.nothing()?;
     deploy(lab, &plan(&APPS, How::Staged, 0))?;
     until("all instances serve", 30, || Ok(serving(lab, false)? == APPS.len() * INSTANCES))?;
     let flow = Flow::start(&lab.state_dir().join("varnish"), lab.state_dir().join("bench-flow.log"))?;

@@ -92,8 +92,8 @@ impl Lab {
         PathBuf::from("/run/matrix-lab").join(&self.name)
     }
     pub fn state_dir(&self) -> PathBuf {
-        let base = std::env::var_os("MATRIX_LAB_DIR")
-            .map_or_else(|| PathBuf::from("/var/lib/matrix-lab"), |dir| PathBuf::from(dir).join("labs"));
+        let base =
+            std::env::var_os("MATRIX_LAB_DIR").map_or_else(|| PathBuf::from("/var/lib/matrix-lab"), PathBuf::from);
         base.join(&self.name)
     }
 

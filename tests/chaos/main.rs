@@ -29,7 +29,7 @@ use checks::Ledger;
 use cloud::{SmallDisk, written};
 use dice::Dice;
 use faults::{Fault, Thaw};
-use load::{Asked, Kind, Load, Mix, Report};
+use load::{Asked, Fate, Flow, Kind, Load, Mix, Report};
 use plans::{Plan, Release};
 use rig::{Lab, Ran, run};
 use tally::Tally;
@@ -87,6 +87,22 @@ impl Cloud {
         let file = written(plan);
         self.matrix(&["deploy", file.path().to_str().unwrap()])
     }
+
+    fn release(&self, release: &Release) -> Ran {
+        match release {
+            Release::Good(_, plan) | Release::Bad(plan) => self.deploy(&plan.text()),
+            Release::Back => self.matrix(&["rollback"]),
+            Release::Staged(plan, activated) => {
+                let file = written(&plan.text());
+                let staged = self.matrix(&["deploy", "--stage", file.path().to_str().unwrap()]);
+                if staged.code != 0 {
+                    return staged;
+                }
+                thread::sleep(Duration::from_millis(500));
+                self.matrix(&[if *activated { "activate" } else { "abort" }])
+            }
+        }
+    }
 }
 
 /// A fault that struck, in the load's time.
@@ -135,6 +151,8 @@ impl Run {
         }
         wrong.extend(checks::well(&self.cloud, 30));
         let mix = Mix { paths: plan.paths(), rate: RATE, posts: 10, slow: 3, fresh: 30, sockets: plan.paths() };
+        let state = self.cloud.lab.state_dir();
+        let flow = Flow::start(&state.join("varnish"), state.join("flow.log")).unwrap();
         let load = Load::with(self.cloud.lab.varnish(), mix);
         let watch = Watch::start(self.cloud.lab.socket());
         thread::sleep(Duration::from_secs(1));
@@ -151,7 +169,7 @@ impl Run {
         }
         thread::sleep(Duration::from_millis(500));
         let report = load.stop();
-        wrong.extend(self.accounted(&report, &events, &watch));
+        wrong.extend(self.accounted(&report, &events, &watch, &flow.read()));
         drop(watch);
         wrong.extend(checks::all(&self.cloud, &plan));
         self.tally.rounds += 1;
@@ -171,10 +189,7 @@ impl Run {
             let going = release.map(|release| {
                 scope.spawn(move || {
                     thread::sleep(Duration::from_millis(first));
-                    match release {
-                        Release::Good(_, plan) | Release::Bad(plan) => cloud.deploy(&plan.text()),
-                        Release::Back => cloud.matrix(&["rollback"]),
-                    }
+                    cloud.release(release)
                 })
             });
             if going.is_some() {
@@ -204,7 +219,7 @@ impl Run {
             wrong.push(format!("it hangs: {text}"));
         }
         match release {
-            Release::Good(_, next) => {
+            Release::Good(_, next) | Release::Staged(next, true) => {
                 if ran.code == 0 {
                     plan.clone_from(next);
                 } else if !fault.may_fail_releases() {
@@ -212,14 +227,19 @@ impl Run {
                 }
             }
             Release::Bad(_) if ran.code == 0 => wrong.push(format!("it went out: {text}")),
-            Release::Bad(_) | Release::Back => {}
+            Release::Staged(_, false) if ran.code != 0 && !fault.may_fail_releases() => wrong.push(text),
+            Release::Bad(_) | Release::Back | Release::Staged(..) => {}
         }
         // Whatever became of it: this is what should run. The cloud may be busy with the last for a while.
         let patience = Instant::now() + Duration::from_secs(90);
-        loop {
+        for turn in 0.. {
             let ran = self.cloud.deploy(&plan.text());
             if ran.code == 0 {
                 return wrong;
+            }
+            // What was staged when the fault struck waits for its word.
+            if turn == 5 {
+                self.cloud.matrix(&["abort"]);
             }
             if Instant::now() > patience {
                 wrong.push(format!("{} cannot be put right for 90 s: {}{}", release.what(), ran.out, ran.err));
@@ -227,10 +247,17 @@ impl Run {
             }
             thread::sleep(Duration::from_secs(1));
         }
+        wrong
     }
 
     /// Every request was answered, or is lost by a fault that may cost it; no POST was carried out twice.
-    fn accounted(&mut self, report: &Report, events: &[Event], watch: &Watch) -> Vec<String> {
+    fn accounted(
+        &mut self,
+        report: &Report,
+        events: &[Event],
+        watch: &Watch,
+        fates: &BTreeMap<String, Fate>,
+    ) -> Vec<String> {
         let ledger = Ledger::read(&self.cloud);
         let mut wrong = Vec::new();
         let since = |at: Instant| at.saturating_duration_since(report.began);
@@ -250,12 +277,24 @@ impl Run {
                 None => wrong.push(format!("lost at {due:.3} s: {:?} {path}: {}", asked.kind, asked.why())),
             }
             if let Some(id) = &asked.id {
-                let fate = match (by, ledger.begun(id), ledger.done(id)) {
+                let any = by.is_some_and(|at| within(asked, &events[at], events[at].fault.cost(events[at].held).any));
+                let flowed = fates.get(id).is_some_and(|fate| fate.flowed);
+                let fate = match (by, ledger.done(id), ledger.begun(id)) {
                     (None, ..) => "nobody knows why",
-                    (_, _, 1..) => "carried out by an instance whose answer was lost",
-                    (_, true, 0) => "begun by an instance that died",
-                    (_, false, 0) => "sent to what answered nothing, and not sent again",
+                    (_, 1.., _) => "carried out by an instance whose answer was lost",
+                    (_, 0, true) => "begun by an instance that died",
+                    (_, 0, false) if flowed => {
+                        "its body had begun to flow to an instance that died: it is not sent again"
+                    }
+                    _ if any => "there was nobody to take it",
+                    _ => "NOT EXPLAINED",
                 };
+                if fate == "NOT EXPLAINED" {
+                    wrong.push(format!(
+                        "POST {id} at {due:.3} s was lost, though its body had not begun to flow: {}",
+                        asked.why()
+                    ));
+                }
                 *self.tally.lost_posts.entry(fate).or_default() += 1;
             }
         }

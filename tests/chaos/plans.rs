@@ -33,6 +33,8 @@ pub enum Release {
     Bad(Plan),
     /// The release before, by command.
     Back,
+    /// It stops before the switch; then it is made, or thrown away.
+    Staged(Plan, bool),
 }
 
 impl Release {
@@ -41,6 +43,8 @@ impl Release {
             Self::Good(what, _) => what,
             Self::Bad(_) => "a bad release",
             Self::Back => "a rollback",
+            Self::Staged(_, true) => "a release staged and activated",
+            Self::Staged(_, false) => "a release staged and thrown away",
         }
     }
 }
@@ -115,7 +119,7 @@ impl Plan {
         let at = usize::try_from(dice.next() % self.apps.len() as u64).unwrap();
         let one = &mut next.apps[at];
         one.turn += 1;
-        match dice.between(0, 9) {
+        match dice.between(0, 11) {
             0..=2 => {
                 for app in &mut next.apps {
                     app.tag = if app.tag == "v1" { "v2" } else { "v1" };
@@ -135,6 +139,7 @@ impl Plan {
                 one.flaw = dice.pick::<&str>(&FLAWS);
                 Release::Bad(next)
             }
+            8..=9 => Release::Staged(next, dice.chance(60)),
             _ => Release::Back,
         }
     }
