@@ -1,4 +1,4 @@
-//! Operating nodes over the API: cordoned, drained, and how far a drain is.
+//! Operating nodes over the API: cordoned, drained, removed, and how far a drain is.
 //!
 //! Speaks to no node: the manager's loop moves what has to.
 
@@ -14,7 +14,7 @@ use crate::manager::{Drain, Manager, OperateError, nodes::NodesError};
 
 use super::{ApiError, nodes::parse};
 
-/// The body of `POST /v1/nodes/NAME/cordon`, `undrain` and `drain`.
+/// The body of `POST /v1/nodes/NAME/cordon`, `undrain`, `drain` and `remove`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperateBody {
     /// Who wants it.
@@ -22,12 +22,16 @@ pub struct OperateBody {
     /// Whether only to say what would move.
     #[serde(default)]
     pub dry_run: bool,
+    /// Whether to remove it although it is lost.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// The routes, over this manager.
 pub fn routes(manager: Manager) -> Router {
     Router::new()
         .route("/v1/nodes/{name}/cordon", post(cordon))
+        .route("/v1/nodes/{name}/remove", post(remove))
         .route("/v1/nodes/{name}/undrain", post(undrain))
         .route("/v1/nodes/{name}/drain", get(drained).post(drain))
         .with_state(manager)
@@ -39,6 +43,14 @@ async fn cordon(
     Json(body): Json<OperateBody>,
 ) -> Result<Json<bool>, ApiError> {
     Ok(Json(manager.cordon(&parse(&name)?, &body.by)?))
+}
+
+async fn remove(
+    State(manager): State<Manager>,
+    Path(name): Path<String>,
+    Json(body): Json<OperateBody>,
+) -> Result<Json<bool>, ApiError> {
+    Ok(Json(manager.remove(&parse(&name)?, &body.by, body.force)?))
 }
 
 async fn undrain(
@@ -65,7 +77,10 @@ impl From<OperateError> for ApiError {
     fn from(error: OperateError) -> Self {
         match error {
             OperateError::Node(error) => NodesError::into(error),
-            error @ OperateError::LastNode { .. } => {
+            error @ (OperateError::LastNode { .. }
+            | OperateError::NotEmpty { .. }
+            | OperateError::Silent { .. }
+            | OperateError::Unsure { .. }) => {
                 let hint = error.hint();
                 let answer = Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string());
                 match hint {

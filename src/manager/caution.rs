@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
-    inventory::{Admission, ContainerState, Node, NodeState, Snapshot},
+    inventory::{Admission, ContainerState, Intake, Node, NodeState, Snapshot},
     model::NodeName,
 };
 
@@ -23,7 +23,7 @@ pub(super) fn looks_around(snapshot: &Snapshot, policy: &AdmissionPolicy, runnin
     let by_itself = matches!(policy, AdmissionPolicy::FirstUse);
     let expected = |node: &&Node| match node.admission {
         Admission::Admitted { .. } => matches!(node.state, NodeState::Unknown),
-        Admission::Candidate { .. } => by_itself,
+        Admission::Candidate { .. } => by_itself && node.intake != Intake::Removed,
         Admission::Refused { .. } => false,
     };
     let names: Vec<_> = snapshot.nodes.values().filter(expected).map(|node| node.name.as_str()).collect();
@@ -83,7 +83,7 @@ pub(super) fn moved<'a>(
 mod tests {
     use super::*;
     use crate::{
-        inventory::{Container, HostKey, Intake},
+        inventory::{Container, HostKey},
         model::Timestamp,
     };
 

@@ -10,7 +10,7 @@ mod supervise;
 mod vantage;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -62,6 +62,8 @@ struct Shared {
     leases: watch::Receiver<Arc<Leases>>,
     /// The other side nodes are seen from.
     gateway: OnceLock<Gateway>,
+    /// Machines that are nodes again only by an operator's hand.
+    removed: Mutex<BTreeSet<NodeName>>,
 }
 
 /// What is kept of a node beside what is shown.
@@ -91,6 +93,7 @@ impl Nodes {
         let sessions = config.run.join("ssh");
         ssh::clean(&sessions)?;
         let pinned = admission::all(&*store)?;
+        let removed = Mutex::new(admission::removed(&*store)?);
         let leases = match &config.leases {
             Some(file) => leases::follow(file.clone(), stop.clone()),
             None => watch::channel(Arc::default()).1,
@@ -107,6 +110,7 @@ impl Nodes {
                 ending: Mutex::default(),
                 leases,
                 gateway: OnceLock::new(),
+                removed,
             }),
         };
         for (name, pinned) in pinned {
@@ -204,13 +208,15 @@ impl Nodes {
         Ok(key)
     }
 
-    /// Unpins a node's key and ends its session. Its containers go on; while it has a lease it is a candidate again.
+    /// Unpins a node's key and ends its session. Its containers go on; while it has a lease it is a candidate again, and
+    /// no policy admits it.
     ///
     /// # Errors
     /// When there is no such node, or the store fails.
     pub fn forget(&self, name: &NodeName) -> Result<(), NodesError> {
         self.node(name)?;
         admission::unpin(&*self.shared.store, name)?;
+        self.removed().insert(name.clone());
         self.remove(name);
         self.discover();
         Ok(())
@@ -242,6 +248,7 @@ impl Nodes {
     fn pin(&self, name: &NodeName, key: HostKey) -> Result<(), NodesError> {
         let node = self.node(name)?;
         admission::pin(&*self.shared.store, name, &Pinned::new(key.clone(), &node))?;
+        self.removed().remove(name);
         tracing::info!(node = %name, address = %node.address, %key, "admitted");
         self.update(name, |node| {
             node.admission = Admission::Admitted { key };
@@ -261,6 +268,10 @@ impl Nodes {
 
     fn watched(&self) -> MutexGuard<'_, BTreeMap<NodeName, Watched>> {
         self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn removed(&self) -> MutexGuard<'_, BTreeSet<NodeName>> {
+        self.shared.removed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ending(&self) -> MutexGuard<'_, BTreeMap<NodeName, CancellationToken>> {

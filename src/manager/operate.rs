@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    inventory::{Admission, Intake, Node, Snapshot},
+    inventory::{Admission, Container, Intake, Node, NodeState, Snapshot},
     model::{InstanceId, NodeName},
     plan::Placement,
     schedule::{self, Beside, Placed},
@@ -50,6 +50,34 @@ pub enum OperateError {
         /// The others, and why they take none, for people.
         others: String,
     },
+    /// Something is there still.
+    #[error("{node} is not empty: {left} {} there", if *.many { "are" } else { "is" })]
+    NotEmpty {
+        /// The node.
+        node: NodeName,
+        /// What is there, for people.
+        left: String,
+        /// Whether that is more than one.
+        many: bool,
+        /// Whether the plan pins something there.
+        pinned: bool,
+    },
+    /// It does not answer, and something ran there.
+    #[error("{node} does not answer, and ran {left} when it last did")]
+    Silent {
+        /// The node.
+        node: NodeName,
+        /// What ran there, for people.
+        left: String,
+    },
+    /// It is silent since a moment only.
+    #[error("{node} is {state}: whether it runs something is not known")]
+    Unsure {
+        /// The node.
+        node: NodeName,
+        /// How it is.
+        state: &'static str,
+    },
     /// The node.
     #[error(transparent)]
     Node(#[from] NodesError),
@@ -62,6 +90,14 @@ impl OperateError {
             Self::LastNode { .. } => {
                 Some("add a node, or end another's cordon (matrix nodes undrain NODE), then drain".to_owned())
             }
+            Self::NotEmpty { node, pinned: false, .. } => Some(format!("matrix nodes drain {node}")),
+            Self::NotEmpty { node, .. } => {
+                Some(format!("the plan pins it there: deploy a plan that does not name {node}"))
+            }
+            Self::Silent { .. } => {
+                Some("--force removes it anyway: what it runs is forgotten, and placed elsewhere".to_owned())
+            }
+            Self::Unsure { .. } => Some("wait until it answers or is lost (matrix nodes)".to_owned()),
             Self::Node(error) => error.hint(),
         }
     }
@@ -129,6 +165,43 @@ impl Manager {
         };
         let (leaving, pinned) = on(&snapshot.nodes[node], self, &overview, &placed);
         Ok(Drain { node: node.clone(), intake, leaving, pinned })
+    }
+
+    /// Takes a node out of the cloud: unpins its key, and admits it no more by itself. Whether it was one.
+    ///
+    /// # Errors
+    /// When there is no such node, or it is not empty; `force` allows for one that is lost.
+    pub fn remove(&self, node: &NodeName, by: &str, force: bool) -> Result<bool, OperateError> {
+        let snapshot = self.0.nodes.snapshot();
+        let known = snapshot.nodes.get(node).ok_or_else(|| NodesError::Unknown { node: node.clone() })?;
+        let answers = match (&known.admission, known.state) {
+            (Admission::Candidate { .. }, _) if known.intake == Intake::Removed => return Ok(false),
+            (Admission::Candidate { .. }, _) => return Err(NodesError::NotAdmitted { node: node.clone() }.into()),
+            (Admission::Admitted { .. }, NodeState::Ready) => true,
+            (Admission::Admitted { .. }, NodeState::Lost { .. }) | (Admission::Refused { .. }, _) => false,
+            (Admission::Admitted { .. }, NodeState::Unknown | NodeState::Suspect { .. }) => {
+                return Err(OperateError::Unsure { node: node.clone(), state: known.state_word() });
+            }
+        };
+        let drain = self.drained(node)?;
+        let ours = |c: &&Container| c.ours.as_ref().is_some_and(|ours| ours.cloud == self.config().cloud);
+        let mut left: BTreeSet<String> = drain.leaving.iter().map(|left| left.instance.to_string()).collect();
+        left.extend(drain.pinned.iter().map(ToString::to_string));
+        left.extend(known.containers.iter().filter(ours).filter_map(|c| Some(c.ours.as_ref()?.instance.to_string())));
+        let (many, left) = (left.len() > 1, left.into_iter().collect::<Vec<_>>().join(", "));
+        match (left.is_empty(), answers) {
+            (true, _) => {}
+            (false, true) => {
+                let pinned = !drain.pinned.is_empty() && drain.leaving.is_empty();
+                return Err(OperateError::NotEmpty { node: node.clone(), left, many, pinned });
+            }
+            (false, false) if force => {}
+            (false, false) => return Err(OperateError::Silent { node: node.clone(), left }),
+        }
+        self.0.nodes.forget(node)?;
+        let text = format!("removed by {by}; it is a node again when it is admitted by hand");
+        self.0.events.tell(Kind::Note, node, Some(node), text);
+        Ok(true)
     }
 
     fn intake(&self, node: &NodeName, intake: Intake, told: &str) -> Result<bool, OperateError> {

@@ -3,7 +3,7 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use matrix::{
-    inventory::{Admission, Node, NodeState, Snapshot},
+    inventory::{Admission, Intake, Node, NodeState, Snapshot},
     manager::{
         config::{AdmissionPolicy, Config, Ssh, StaticNode},
         nodes::{Nodes, NodesError},
@@ -147,7 +147,26 @@ async fn a_candidate_waits_to_be_admitted_and_a_changed_key_is_refused() {
     manager.until("ready with its new key", ready("node1")).await;
 
     manager.nodes.forget(&name("node1")).unwrap();
-    manager.until("admitted again, as the policy says", ready("node1")).await;
+    let removed = |s: &Snapshot| {
+        let node = node(s, "node1");
+        (&node.admission, node.intake) == (&Admission::Candidate { offered: Some(sshd.key.clone()) }, Intake::Removed)
+    };
+    manager.until("a candidate, whatever the policy says", removed).await;
+    manager.stop().await;
+    let manager = Manager::start(dir.path(), AdmissionPolicy::FirstUse, &[("node1", &sshd)]);
+    manager.until("a candidate over a restart", removed).await;
+    manager.nodes.admit(&name("node1"), None).await.unwrap();
+    let snapshot = manager.until("admitted by hand", ready("node1")).await;
+    assert_eq!(node(&snapshot, "node1").intake, Intake::Open);
+
+    assert!(manager.nodes.set_intake(&name("node1"), Intake::Draining).unwrap());
+    assert!(!manager.nodes.set_intake(&name("node1"), Intake::Draining).unwrap());
+    manager.stop().await;
+    let manager = Manager::start(dir.path(), AdmissionPolicy::FirstUse, &[("node1", &sshd)]);
+    let snapshot = manager.until("ready after a restart", ready("node1")).await;
+    assert_eq!(node(&snapshot, "node1").intake, Intake::Draining, "kept");
+    manager.nodes.admit(&name("node1"), None).await.unwrap();
+    assert_eq!(node(&manager.nodes.snapshot(), "node1").intake, Intake::Draining, "a key accepted anew ends no drain");
     manager.stop().await;
 }
 

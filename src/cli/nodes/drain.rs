@@ -1,4 +1,4 @@
-//! `matrix nodes cordon`, `undrain` and `drain`: a drain is followed until the node is empty of what can move.
+//! `matrix nodes cordon`, `undrain`, `remove` and `drain`: a drain is followed until the node is empty of what can move.
 //!
 //! Who hangs up stops watching, not the drain.
 
@@ -49,13 +49,23 @@ pub(super) fn undrain(node: &NodeName, client: &Client, out: &Printer) -> Result
     Ok(())
 }
 
+pub(super) fn remove(node: &NodeName, force: bool, client: &Client, out: &Printer) -> Result<(), Failure> {
+    let body = OperateBody { by: user(), dry_run: false, force };
+    let new: bool = block_on(client.send(Method::POST, &format!("/v1/nodes/{node}/remove"), &body))?;
+    out.line(format!(
+        "{node} is {}; matrix nodes admit {node} takes it back",
+        if new { "removed" } else { "removed already" }
+    ));
+    Ok(())
+}
+
 fn say<T: serde::de::DeserializeOwned>(
     node: &NodeName,
     what: &str,
     dry_run: bool,
     client: &Client,
 ) -> Result<T, Failure> {
-    let body = OperateBody { by: user(), dry_run };
+    let body = OperateBody { by: user(), dry_run, force: false };
     block_on(client.send(Method::POST, &format!("/v1/nodes/{node}/{what}"), &body))
 }
 

@@ -1,4 +1,4 @@
-//! `matrix nodes`: list them, admit a candidate by its host key, cordon, drain, forget one.
+//! `matrix nodes`: list them, admit a candidate by its host key, cordon, drain, remove one.
 
 mod drain;
 
@@ -41,7 +41,15 @@ enum Command {
         /// The node
         node: NodeName,
     },
-    /// Unpin a node's key; its containers are left alone
+    /// Take an empty or lost node out of the cloud; no policy admits it again, only `admit` does
+    Remove {
+        /// The node
+        node: NodeName,
+        /// Remove a lost node that ran something: that is forgotten, and placed elsewhere
+        #[arg(long)]
+        force: bool,
+    },
+    /// Unpin a node's key, whatever it runs; its containers are left alone
     Forget {
         /// The node
         node: NodeName,
@@ -68,6 +76,7 @@ pub(super) fn run(args: Args, global: &Global, out: &Printer) -> Result<(), Fail
         Some(Command::Cordon { node }) => drain::cordon(&node, &client, out),
         Some(Command::Drain(args)) => drain::drain(&args, &client, out),
         Some(Command::Undrain { node }) => drain::undrain(&node, &client, out),
+        Some(Command::Remove { node, force }) => drain::remove(&node, force, &client, out),
         Some(Command::Forget { node }) => forget(&node, &client, out),
     }
 }

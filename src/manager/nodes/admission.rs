@@ -1,6 +1,9 @@
 //! Who may be a node: the policy, and the keys pinned in the store under `node/NAME`.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +15,8 @@ use crate::{
 };
 
 const PREFIX: &str = "node/";
+/// Names of nodes that were removed: no policy admits them.
+const REMOVED: &str = "removed-node/";
 
 /// What is kept of an admitted node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,12 +53,17 @@ pub(super) fn all(store: &dyn Store) -> Result<BTreeMap<NodeName, Pinned>, Store
     Ok(named.into_iter().filter_map(|(name, pinned)| Some((name.parse().ok()?, pinned))).collect())
 }
 
+pub(super) fn removed(store: &dyn Store) -> Result<BTreeSet<NodeName>, StoreError> {
+    let named: BTreeMap<String, Timestamp> = list_json(store, REMOVED)?;
+    Ok(named.into_keys().filter_map(|name| name.parse().ok()).collect())
+}
+
 pub(super) fn pin(store: &dyn Store, name: &NodeName, pinned: &Pinned) -> Result<(), StoreError> {
-    store.transact(&[Change::put(key_of(name), pinned)?])
+    store.transact(&[Change::put(key_of(name), pinned)?, Change::delete(format!("{REMOVED}{name}"))])
 }
 
 pub(super) fn unpin(store: &dyn Store, name: &NodeName) -> Result<(), StoreError> {
-    store.transact(&[Change::delete(key_of(name))])
+    store.transact(&[Change::delete(key_of(name)), Change::put(format!("{REMOVED}{name}"), &Timestamp::now())?])
 }
 
 /// Changes what is pinned; nothing is written where nothing changes or the node is not admitted.

@@ -67,7 +67,10 @@ impl Nodes {
         for (name, found) in found {
             match shown.nodes.get(&name) {
                 Some(node) => self.found_again(node, &found),
-                None => self.add(candidate(name, &found)),
+                None => {
+                    let intake = if self.removed().contains(&name) { Intake::Removed } else { Intake::Open };
+                    self.add(Node { intake, ..candidate(name, &found) });
+                }
             }
         }
     }

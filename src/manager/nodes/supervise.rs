@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    inventory::{Admission, Backends, HostKey, Node, Seen},
+    inventory::{Admission, Backends, HostKey, Intake, Node, Seen},
     model::NodeName,
     remote::{
         docker::{EngineClient, EngineError},
@@ -85,7 +85,10 @@ impl Supervisor {
     async fn candidate(&mut self, node: &Node) {
         let Some(offered) = self.scan(node).await else { return };
         match offered {
-            Ok(key) if admission::by_itself(&self.nodes.shared.config.admission, node.mac) => {
+            Ok(key)
+                if node.intake != Intake::Removed
+                    && admission::by_itself(&self.nodes.shared.config.admission, node.mac) =>
+            {
                 if let Err(error) = self.nodes.pin(&self.name, key) {
                     self.nodes.update(&self.name, |node| node.trouble = Some(error.to_string()));
                     self.pause(AGAIN).await;
