@@ -31,6 +31,9 @@ pub struct Release {
     pub by: String,
     /// What they said of it.
     pub message: Option<String>,
+    /// How often each application was asked to be made anew; none: never.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub restarts: BTreeMap<AppName, u32>,
 }
 
 /// Where the private registry is, and what an image without registry and folder means.
@@ -63,7 +66,13 @@ impl Release {
     /// All that this application's containers are made from; none where the release lacks it.
     pub fn spec(&self, name: &AppName) -> Option<Spec> {
         let app = self.plan.apps.get(name)?;
-        Some(spec(app, self.images.get(name)?.clone()))
+        Some(spec(app, self.images.get(name)?.clone(), self.restarts.get(name).copied().unwrap_or(0)))
+    }
+    /// How often each application of `plan` was asked to be made anew, after what `last` knows, with `again` once more.
+    pub fn restarts_after(last: Option<&Self>, plan: &Plan, again: &BTreeSet<AppName>) -> BTreeMap<AppName, u32> {
+        let before = |name| last.and_then(|last| last.restarts.get(name)).copied().unwrap_or(0);
+        let after = plan.apps.keys().map(|name| (name.clone(), before(name) + u32::from(again.contains(name))));
+        after.filter(|(_, times)| *times > 0).collect()
     }
     /// The digest of an application's image.
     pub fn digest(&self, name: &AppName) -> Option<&Digest> {
@@ -75,7 +84,7 @@ impl Release {
     }
 }
 
-fn spec(app: &App, image: ImageRef) -> Spec {
+fn spec(app: &App, image: ImageRef, restarts: u32) -> Spec {
     Spec {
         image,
         port: app.port,
@@ -90,7 +99,18 @@ fn spec(app: &App, image: ImageRef) -> Spec {
         labels: app.labels.clone(),
         restart: app.restart,
         stop_timeout_seconds: app.stop_timeout_seconds,
+        restarts,
     }
+}
+
+/// A difference that no key of the plan made.
+const RESTART: &str = "restart requested";
+
+/// Differences for people: `image, environment changed`, `restart requested`.
+pub fn told<'a>(keys: impl IntoIterator<Item = &'a str>) -> String {
+    let (asked, keys): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| *key == RESTART);
+    let changed = (!keys.is_empty()).then(|| format!("{} changed", keys.join(", ")));
+    changed.into_iter().chain(asked.first().map(|key| (*key).to_owned())).collect::<Vec<_>>().join(", ")
 }
 
 /// What differs between two specs, in the plan's words: `image`, `environment`.
@@ -109,6 +129,7 @@ pub fn differences(old: &Spec, new: &Spec) -> BTreeSet<&'static str> {
         labels,
         restart,
         stop_timeout_seconds,
+        restarts,
     } = old;
     [
         ("image", *image != new.image),
@@ -124,6 +145,7 @@ pub fn differences(old: &Spec, new: &Spec) -> BTreeSet<&'static str> {
         ("labels", *labels != new.labels),
         ("restart", *restart != new.restart),
         ("stop_timeout", *stop_timeout_seconds != new.stop_timeout_seconds),
+        (RESTART, *restarts != new.restarts),
     ]
     .into_iter()
     .filter_map(|(name, differs)| differs.then_some(name))
@@ -144,8 +166,7 @@ pub fn compare(old: &Release, new: &Release) -> Vec<String> {
                     _ => BTreeSet::new(),
                 };
                 keys.extend(app_differences(before, after));
-                let keys: Vec<_> = keys.into_iter().collect();
-                (!keys.is_empty()).then(|| format!("~ {name} ({} changed)", keys.join(", ")))
+                (!keys.is_empty()).then(|| format!("~ {name} ({})", told(keys)))
             }
         })
         .collect()

@@ -90,6 +90,7 @@ impl Cloud {
             created: Timestamp::UNIX_EPOCH,
             by: "bench".to_owned(),
             message: None,
+            restarts: BTreeMap::new(),
         };
         let nodes = (1..=NODES).map(|n| node(n).map(|node| (node.name.clone(), node))).collect::<Res<_>>()?;
         Ok(Self { id: CloudId::try_from("bench")?, release, snapshot: Snapshot { nodes }, verified: BTreeMap::new() })

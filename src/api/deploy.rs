@@ -129,19 +129,19 @@ pub(super) async fn abort(State(manager): State<Manager>, Json(steer): Json<Stee
 }
 
 /// What is noted before a submission, so that nothing that follows it is missed.
-struct Begun {
+pub(super) struct Begun {
     at: Timestamp,
     events: broadcast::Receiver<Event>,
     dry_run: bool,
 }
 
 impl Begun {
-    fn now(manager: &Manager, dry_run: bool) -> Self {
+    pub(super) fn now(manager: &Manager, dry_run: bool) -> Self {
         Self { at: Timestamp::now(), events: manager.events().subscribe(), dry_run }
     }
 
     /// The answer: lines until the release is out.
-    fn told(self, manager: Manager, submitted: Submitted) -> Response {
+    pub(super) fn told(self, manager: Manager, submitted: Submitted) -> Response {
         let (lines, receiver) = mpsc::channel(64);
         tokio::spawn(async move {
             // A send that fails means nobody watches any more.

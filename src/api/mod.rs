@@ -9,8 +9,10 @@
 //! | `POST /v1/activate` | [`Steer`] in; the staged release becomes active; NDJSON of [`DeployLine`] out |
 //! | `POST /v1/follow` | [`Steer`] in; NDJSON of [`DeployLine`] of the release on its way out |
 //! | `POST /v1/abort` | [`Steer`] in; the release on its way is thrown away; [`Aborted`] out |
+//! | `POST /v1/scale` | a [`crate::manager::Scale`] in; NDJSON of [`DeployLine`] out |
+//! | `POST /v1/restart` | a [`crate::manager::Again`] in; NDJSON of [`DeployLine`] out |
 //! | `POST /v1/plan/check` | a plan's file name and text in; what the cloud and the registry do not know of it out |
-//! | `POST /v1/nodes/NAME/cordon`, `undrain`, `drain` | an [`OperateBody`] in |
+//! | `POST /v1/nodes/NAME/cordon`, `undrain`, `drain`, `remove` | an [`OperateBody`] in |
 //! | `GET /v1/nodes/NAME/drain` | a [`crate::manager::Drain`]: what is there still |
 //! | `POST /v1/gc` | [`GcRequest`] in; NDJSON of [`GcLine`] out |
 //! | `GET /v1/registry` | the private registry's name and address |
@@ -26,6 +28,7 @@ pub mod nodes;
 mod operate;
 mod releases;
 mod server;
+mod steer;
 mod stream;
 pub mod vcl;
 pub mod views;
@@ -59,6 +62,8 @@ pub fn router(manager: Manager) -> Router {
         .route("/v1/activate", post(deploy::activate))
         .route("/v1/follow", post(deploy::watch))
         .route("/v1/abort", post(deploy::abort))
+        .route("/v1/scale", post(steer::scale))
+        .route("/v1/restart", post(steer::restart))
         .route("/v1/releases", get(releases::list))
         .route("/v1/plan/check", post(deploy::check).layer(DefaultBodyLimit::max(2 * plan::MAX_BYTES)))
         .route("/v1/gc", post(gc::gc))

@@ -20,6 +20,7 @@ mod releases;
 mod serve;
 mod shell;
 mod status;
+mod steer;
 mod vcl;
 
 use std::process::ExitCode;
@@ -73,7 +74,7 @@ enum Command {
     InstallImage(install_image::Args),
     /// List or remove images in the private registry
     Images(images::Args),
-    /// List, admit, cordon, drain or forget nodes
+    /// List, admit, cordon, drain or remove nodes
     Nodes(nodes::Args),
     /// Check or show a plan
     Plan(plan::Args),
@@ -91,6 +92,10 @@ enum Command {
     Diff(releases::DiffArgs),
     /// Go back to an earlier release, also when its plan is gone
     Rollback(releases::RollbackArgs),
+    /// Run more or fewer instances of an application
+    Scale(steer::ScaleArgs),
+    /// Make every container of an application anew, one after another, without a gap
+    Restart(steer::RestartArgs),
     /// Show applications, instances, where they run and whether they serve
     Status(status::Args),
     /// Remove images and stopped containers that no kept release needs
@@ -138,6 +143,8 @@ fn run(cli: Cli, out: &Printer) -> Result<(), Failure> {
         Command::Releases(args) => releases::list(args, global, out),
         Command::Diff(args) => releases::diff(args, global, out),
         Command::Rollback(args) => releases::rollback(args, global, out),
+        Command::Scale(args) => steer::scale(args, global, out),
+        Command::Restart(args) => steer::restart(args, global, out),
         Command::Status(args) => status::run(args, global, out),
         Command::Gc(args) => gc::run(args, global, out),
         Command::Vcl(args) => vcl::run(args, global, out),

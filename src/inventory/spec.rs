@@ -41,6 +41,14 @@ pub struct Spec {
     pub restart: Restart,
     /// Seconds between SIGTERM and SIGKILL.
     pub stop_timeout_seconds: u32,
+    /// How often it was asked to be made anew.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restarts: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 impl Spec {

@@ -2,6 +2,7 @@
 //!
 //! Not needed for routes to stay up: when it is gone, the gateway and the nodes go on as they are.
 
+mod balance;
 mod caution;
 pub mod config;
 pub mod events;
@@ -16,6 +17,7 @@ mod rollout;
 mod route;
 mod run;
 mod settings;
+mod steer;
 mod submit;
 
 use std::{
@@ -41,6 +43,7 @@ use run::Message;
 pub use execute::chain;
 pub use operate::{Drain, Leaving, OperateError};
 pub use run::{Overview, Progress};
+pub use steer::{Again, Scale, SteerError};
 pub use submit::{Rollback, Submission, SubmitError, Submitted};
 
 /// Why the manager does not start.

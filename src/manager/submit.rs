@@ -68,6 +68,8 @@ pub(super) struct Meant {
     pub message: Option<String>,
     pub dry_run: bool,
     pub stage: bool,
+    /// Applications whose containers are to be made anew.
+    pub restart: BTreeSet<AppName>,
 }
 
 /// What came of it.
@@ -150,7 +152,8 @@ impl Manager {
         let images = self.pin(&checked.plan).await?;
         let warnings = [checked.warnings.clone(), self.world_warnings(&checked, None)].concat();
         let Submission { by, message, dry_run, stage, .. } = submission;
-        self.propose(checked.plan, images, Meant { by, message, dry_run, stage }, warnings).await
+        let meant = Meant { by, message, dry_run, stage, ..Meant::default() };
+        self.propose(checked.plan, images, meant, warnings).await
     }
 
     /// Makes what an earlier release wanted a new release; its images must still be there.
@@ -167,7 +170,7 @@ impl Manager {
         self.still_there(&release).await?;
         let message = rollback.message.or_else(|| Some(format!("rollback to release {wanted}")));
         let Rollback { by, dry_run, .. } = rollback;
-        self.propose(release.plan, release.images, Meant { by, message, dry_run, stage: false }, Vec::new()).await
+        self.propose(release.plan, release.images, Meant { by, message, dry_run, ..Meant::default() }, Vec::new()).await
     }
 
     /// That every image of a release can still be pulled.
@@ -201,14 +204,24 @@ impl Manager {
         let _one_at_a_time = self.0.submitting.lock().await;
         let overview = self.0.overview.borrow().clone();
         let current = overview.remembered.release.clone();
-        let unchanged = current.as_ref().is_some_and(|release| release.same_content(&plan, &images));
+        let same = current.as_ref().is_some_and(|release| release.same_content(&plan, &images));
+        let unchanged = same && meant.restart.is_empty();
+        let restarts = Release::restarts_after(current.as_ref(), &plan, &meant.restart);
         let number = match &current {
             Some(release) if unchanged => release.number,
             _ => self.0.journal.releases()?.last().map_or(0, |release| release.number) + 1,
         };
         let release = match current {
             Some(current) if unchanged => current,
-            _ => Release { number, plan, images, created: Timestamp::now(), by: meant.by, message: meant.message },
+            _ => Release {
+                number,
+                plan,
+                images,
+                created: Timestamp::now(),
+                by: meant.by,
+                message: meant.message,
+                restarts,
+            },
         };
         let (changes, cramped) = self.preview(&release, &overview);
         let turn = if meant.dry_run { 0 } else { self.0.turns.fetch_add(1, Ordering::Relaxed) + 1 };

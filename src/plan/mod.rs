@@ -178,6 +178,9 @@ pub mod defaults {
     pub const STOP_SECONDS: u32 = 10;
 }
 
+/// The most instances of one application.
+pub const MAX_REPLICAS: u32 = limits::REPLICAS;
+
 /// The bounds of a plan's values.
 mod limits {
     /// Instances of one application.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     inventory::ContainerSpec,
     model::{InstanceId, NodeName},
+    release::told,
 };
 
 /// Why something is done.
@@ -43,9 +44,7 @@ impl fmt::Display for Reason {
             Self::CheckChanged => f.write_str("its health check changed"),
             Self::NotVerified => f.write_str("not yet seen to answer"),
             Self::Changed(keys) if keys.is_empty() => f.write_str("changed"),
-            Self::Changed(keys) => {
-                write!(f, "{} changed", keys.iter().map(String::as_str).collect::<Vec<_>>().join(", "))
-            }
+            Self::Changed(keys) => f.write_str(&told(keys.iter().map(String::as_str))),
             Self::Moved { node } => write!(f, "moved: {node}"),
             Self::NotInPlan => f.write_str("no longer in plan"),
             Self::Replaced => f.write_str("replaced"),

@@ -61,6 +61,7 @@ impl Release {
             created: Timestamp::UNIX_EPOCH,
             by: String::new(),
             message: None,
+            restarts: std::collections::BTreeMap::new(),
         }
     }
 
@@ -71,9 +72,11 @@ impl Release {
         for name in apps {
             blend.plan.apps.remove(name);
             blend.images.remove(name);
+            blend.restarts.remove(name);
             if let (Some(app), Some(image)) = (next.plan.apps.get(name), next.images.get(name)) {
                 blend.plan.apps.insert(name.clone(), app.clone());
                 blend.images.insert(name.clone(), image.clone());
+                blend.restarts.extend(next.restarts.get_key_value(name).map(|(name, times)| (name.clone(), *times)));
             }
         }
         blend
