@@ -47,6 +47,10 @@ pub struct Config {
     pub disk_limit: u8,
     /// Cleaning.
     pub gc: Gc,
+    /// Whether replicas move to a node that came back.
+    pub rebalance: Rebalance,
+    /// How long all is at rest before a replica moves, and between two moves.
+    pub rebalance_pause: Time,
     /// The gateway's Varnish; none: nothing is routed.
     pub varnish: Option<Varnish>,
     /// The plan that is read at the start, when no release is there yet.
@@ -105,6 +109,27 @@ pub enum AdmissionPolicy {
     },
     /// Any, with the key it shows first.
     FirstUse,
+}
+
+/// Whether replicas move to a node that came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rebalance {
+    /// They stay where they are.
+    Off,
+    /// One after another, while all is well.
+    Gentle,
+}
+
+/// A time as plans write it: `10s`, `1m30s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Time(pub Duration);
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        let read = crate::plan::value::milliseconds(&text).map(|millis| Self(Duration::from_millis(millis)));
+        read.ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a time, as in \"10s\" or \"1m30s\"")))
+    }
 }
 
 /// A node without a lease.
@@ -206,6 +231,8 @@ impl Default for Config {
             ports: [20000, 29999],
             disk_limit: 90,
             gc: Gc::default(),
+            rebalance: Rebalance::Gentle,
+            rebalance_pause: Time(Duration::from_secs(10)),
             varnish: None,
             plan: None,
             healing: Healing::default(),

@@ -26,6 +26,7 @@ use crate::{
 };
 
 use super::{
+    balance::Balance,
     caution,
     config::Config,
     events::{Events, Kind},
@@ -132,6 +133,7 @@ pub(super) struct Loop {
     turn: u64,
     /// Nodes' states as they were told last.
     told: BTreeMap<NodeName, &'static str>,
+    balance: Balance,
 }
 
 /// Runs until the token is cancelled. What is under way on nodes is left to end by itself.
@@ -163,6 +165,7 @@ pub(super) async fn run(
         started: Instant::now(),
         turn: 0,
         told: BTreeMap::new(),
+        balance: Balance::default(),
     };
     loop {
         let wake = this.evaluate();
@@ -234,6 +237,7 @@ impl Loop {
         self.turn = turn;
         self.failed = None;
         self.holds.clear();
+        self.balance.released();
         self.gateway_error = None;
     }
 
@@ -250,6 +254,9 @@ impl Loop {
             }
             Outcome::Cancelled => {}
             Outcome::Failed { why, tries } => {
+                if !matches!(action, Action::Stop { .. }) {
+                    self.balance.failed(&action.instance().app, action.node());
+                }
                 let failures = self.holds.get(&name).map_or(0, |hold| hold.failures) + 1;
                 let pause = Duration::from_secs(5 << failures.min(6).saturating_sub(1));
                 // The same failure again and again would push everything else out of sight.
@@ -330,7 +337,7 @@ impl Loop {
         let gateway = self.gateway_error.as_ref().map(|(why, _)| why.clone());
         let still = self.running.is_empty() && (routed || gateway.is_some()) && !self.applying;
         let about = self.about();
-        self.publish(Progress {
+        let progress = Progress {
             turn: self.turn,
             settled: still && (about.rollout.is_none() || about.staged),
             waiting: decided.decision.waiting.into_iter().filter(|(id, _)| !failures.contains_key(id)).collect(),
@@ -339,7 +346,11 @@ impl Loop {
             gateway,
             frozen,
             ..about
-        });
+        };
+        if self.spread(&decided.release, &snapshot, &progress) {
+            return Instant::now();
+        }
+        self.publish(progress);
         self.next_look(now)
     }
 
@@ -389,6 +400,25 @@ impl Loop {
             decision.actions.retain(|a| !matches!(a, Action::Stop { name, .. } if !of_failed(name)));
         }
         Decided { release, stage, unplaced, no_room, decision }
+    }
+
+    /// Gives a replica another node, where all is calm and the load is spread better by it.
+    fn spread(&mut self, release: &Release, snapshot: &Snapshot, progress: &Progress) -> bool {
+        let config = Arc::clone(&self.parts.config);
+        let input = schedule::Input {
+            release,
+            snapshot,
+            previous: &self.known.assignments,
+            ports: config.ports,
+            frozen: false,
+            beside: &schedule::Beside::NOTHING,
+        };
+        let found = self.balance.turn(&config, progress, snapshot, |avoid| schedule::better(input, avoid));
+        let Some(found) = found else { return false };
+        let text = format!("moves from {}: the load is spread again", found.from);
+        self.parts.events.tell(Kind::Note, &found.instance, Some(&found.to.node), text);
+        self.known.assignments.insert(found.instance, found.to);
+        true
     }
 
     /// Tells which nodes are in another state than they were.

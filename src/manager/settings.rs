@@ -35,6 +35,8 @@ const KEYS: &[&str] = &[
     "ports",
     "disk_limit",
     "gc",
+    "rebalance",
+    "rebalance_pause",
     "varnish",
     "plan",
     "healing",
@@ -86,6 +88,8 @@ fn config(root: &DeTable<'_>, found: &mut Notes) -> Config {
         found.error(v.span(), "ports is the first and the last, from 1 to 65535").hint("as in ports = [20000, 29999]");
     }
     set(&file, "disk_limit", &mut config.disk_limit, found);
+    set(&file, "rebalance", &mut config.rebalance, found);
+    set(&file, "rebalance_pause", &mut config.rebalance_pause, found);
     if let Some(v) = file.get("disk_limit").filter(|_| !(1..=100).contains(&config.disk_limit)) {
         found.error(v.span(), "disk_limit is a percentage from 1 to 100");
     }

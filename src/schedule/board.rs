@@ -38,7 +38,43 @@ struct Load {
 }
 
 impl<'a> Board<'a> {
-    pub(super) fn new(input: Input<'a>) -> Self {
+    /// The board with every instance that finds a place.
+    pub(super) fn filled(input: Input<'a>) -> Self {
+        let mut board = Self::new(input);
+        let apps = &input.release.plan.apps;
+        // Fixed places first: what floats goes around them.
+        let (pinned, floating): (Vec<_>, Vec<_>) =
+            apps.iter().partition(|(_, app)| matches!(app.placement, Placement::Pinned(_)));
+        for (name, app) in pinned {
+            board.pinned(name, app);
+        }
+        // What stays, of every application, before anything new: nobody's place is given away.
+        let missing: Vec<_> = floating.into_iter().map(|(name, app)| (name, app, board.keep(name, app))).collect();
+        for (name, app, slots) in missing {
+            board.fill(name, app, slots);
+        }
+        board
+    }
+
+    /// A place for one more instance there, where a port is free.
+    pub(super) fn place_on(&self, name: &AppName, app: &App, node: &Node) -> Option<Assignment> {
+        let Placement::Replicas { publish, .. } = &app.placement else { return None };
+        let spec = self.spec(name);
+        let host_port = self.port(&node.name, *publish, None, &spec)?;
+        Some(Assignment { node: node.name.clone(), host_port, pinned_port: publish.is_some(), spec })
+    }
+
+    /// How a node stands as it is.
+    pub(super) fn now(&self, name: &AppName, node: &Node) -> Score {
+        let Some(load) = self.load.get(&node.name) else { return Score::default() };
+        let share = node.engine.as_ref().map_or(0, |engine| {
+            let memory = per_mille(load.memory, engine.memory.bytes());
+            memory.max(per_mille(load.cpu_millis, u64::from(engine.cpus) * 1000))
+        });
+        Score { same: load.of_app.get(name).copied().unwrap_or(0), share, all: load.instances }
+    }
+
+    fn new(input: Input<'a>) -> Self {
         let mut ports: BTreeMap<&NodeName, BTreeSet<Port>> = BTreeMap::new();
         for (node, container) in input.snapshot.containers() {
             ports.entry(&node.name).or_default().extend(container.published.values());
@@ -81,7 +117,7 @@ impl<'a> Board<'a> {
         self.input.previous.range(first..=last)
     }
 
-    pub(super) fn pinned(&mut self, name: &AppName, app: &App) {
+    fn pinned(&mut self, name: &AppName, app: &App) {
         let Placement::Pinned(pins) = &app.placement else { return };
         let spec = self.spec(name);
         let mut left: BTreeMap<_, _> = self.previous(name).collect();
@@ -134,7 +170,7 @@ impl<'a> Board<'a> {
     }
 
     /// Keeps the replicas that can stay; answers the slots still to fill.
-    pub(super) fn keep(&mut self, name: &AppName, app: &App) -> Vec<InstanceId> {
+    fn keep(&mut self, name: &AppName, app: &App) -> Vec<InstanceId> {
         let Placement::Replicas { count, nodes, publish } = &app.placement else { return Vec::new() };
         let spec = self.spec(name);
         let mut kept: BTreeSet<u32> = BTreeSet::new();
@@ -185,7 +221,7 @@ impl<'a> Board<'a> {
         Some((before.node.clone(), port))
     }
 
-    pub(super) fn fill(&mut self, name: &AppName, app: &App, slots: Vec<InstanceId>) {
+    fn fill(&mut self, name: &AppName, app: &App, slots: Vec<InstanceId>) {
         let Placement::Replicas { nodes, publish, .. } = &app.placement else { return };
         let spec = self.spec(name);
         let candidates: Vec<&'a Node> = self
@@ -227,7 +263,8 @@ impl<'a> Board<'a> {
         }
     }
 
-    fn score(&self, name: &AppName, app: &App, node: &Node, publish: Option<Port>) -> Result<Score, String> {
+    /// How a node would stand with one more instance, or why it takes none.
+    pub(super) fn score(&self, name: &AppName, app: &App, node: &Node, publish: Option<Port>) -> Result<Score, String> {
         if let Some(why) = node.refuses() {
             return Err(why.to_owned());
         }
@@ -304,11 +341,14 @@ enum Stay {
 }
 
 /// Less is better: spread the application first, then the load.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Score {
-    same: u32,
-    share: u64,
-    all: u32,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct Score {
+    /// How many of the application's instances are there.
+    pub(super) same: u32,
+    /// How much of the memory or the processors is spoken for, in thousandths.
+    pub(super) share: u64,
+    /// How many instances are there.
+    pub(super) all: u32,
 }
 
 fn per_mille(part: u64, whole: u64) -> u64 {

@@ -2,6 +2,7 @@
 //!
 //! No I/O, no clock, no chance: what is placed stays where it is while it can; ties break by name.
 
+mod balance;
 mod board;
 
 use std::{
@@ -14,9 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     inventory::{Snapshot, SpecHash},
     model::{InstanceId, Memory, NodeName, Port},
-    plan::Placement,
     release::Release,
 };
+
+pub use balance::{Move, better};
 
 use board::Board;
 
@@ -128,18 +130,5 @@ impl Beside {
 
 /// Gives every wanted instance a node and a host port.
 pub fn place(input: Input<'_>) -> Placed {
-    let mut board = Board::new(input);
-    let apps = &input.release.plan.apps;
-    // Fixed places first: what floats goes around them.
-    let (pinned, floating): (Vec<_>, Vec<_>) =
-        apps.iter().partition(|(_, app)| matches!(app.placement, Placement::Pinned(_)));
-    for (name, app) in pinned {
-        board.pinned(name, app);
-    }
-    // What stays, of every application, before anything new: nobody's place is given away.
-    let missing: Vec<_> = floating.into_iter().map(|(name, app)| (name, app, board.keep(name, app))).collect();
-    for (name, app, slots) in missing {
-        board.fill(name, app, slots);
-    }
-    board.placed
+    Board::filled(input).placed
 }

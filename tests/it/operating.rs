@@ -1,9 +1,13 @@
-//! Laws of operating nodes, on the simulated world: what a cordon keeps away, what a drain moves and what it cannot move.
+//! Laws of operating nodes, on the simulated world: what a cordon keeps away, what a drain moves and cannot move, how load
+//! is spread again.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use matrix::{
     inventory::{Intake, NodeState},
     model::{NodeName, Timestamp},
     reconcile::{Action, Reason},
+    schedule,
 };
 use proptest::prelude::*;
 
@@ -131,4 +135,98 @@ fn a_pinned_instance_does_not_come_to_a_cordoned_node_and_says_so() {
     say(&mut sim, 1, Intake::Cordoned);
     let why: Vec<_> = sim.place().unplaced.values().map(ToString::to_string).collect();
     assert_eq!(why, ["node1 is cordoned"]);
+}
+
+/// Moves until there is nothing better, each followed to its end; answers how many.
+fn spread(sim: &mut Sim) -> usize {
+    let (avoid, mut moves) = (BTreeSet::new(), 0);
+    loop {
+        let found = schedule::better(sim.input(), &avoid);
+        let Some(found) = found else { return moves };
+        let place = &sim.assignments[&found.instance];
+        assert_eq!(place.node, found.from);
+        assert!(sim.snapshot.nodes[&found.to.node].takes_instances(), "{found:?}");
+        let before = unevenness(sim);
+        sim.assignments.insert(found.instance.clone(), found.to.clone());
+        let done = sim.settle();
+        assert!(done.iter().all(|action| action.instance() == &found.instance), "one at a time: {done:?}");
+        assert_eq!(sim.assignments[&found.instance].node, found.to.node, "it stays there");
+        let after = unevenness(sim);
+        assert!(after < before, "{found:?}: {before:?} to {after:?}");
+        moves += 1;
+        assert!(moves < 1000, "it does not end");
+    }
+}
+
+/// Of applications first, then of the load; what gets less with each move comes to an end.
+fn unevenness(sim: &Sim) -> (usize, Vec<(u64, usize)>) {
+    let mut apps: BTreeMap<_, usize> = BTreeMap::new();
+    let mut load: BTreeMap<_, (u64, usize)> = sim.snapshot.nodes.keys().map(|name| (name, (0, 0))).collect();
+    for (id, place) in &sim.assignments {
+        *apps.entry((&id.app, &place.node)).or_default() += 1;
+        let node = load.entry(&place.node).or_default();
+        node.0 += sim.release.plan.apps[&id.app].memory.map_or(0, matrix::model::Memory::bytes);
+        node.1 += 1;
+    }
+    let mut load: Vec<_> = load.into_values().map(|(bytes, all)| (bytes * 1000 / (1 << 30), all)).collect();
+    load.sort_unstable_by(|a, b| b.cmp(a));
+    (apps.values().map(|count| count * count).sum(), load)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn load_is_spread_step_by_step_and_that_ends(
+        apps in prop::collection::btree_map("[a-e]", (0..7u32, 0..4u64, prop::bool::ANY), 1..5),
+        nodes in 2..6usize,
+        away in prop::collection::btree_set(1..6usize, 0..4),
+        cordoned in prop::option::of(1..6usize),
+    ) {
+        let mut text = String::new();
+        for (at, (app, (count, memory, publish))) in apps.iter().enumerate() {
+            text += &format!("[apps.{app}]\nimage = \"{app}:v1\"\nreplicas = {count}\n");
+            if *memory > 0 { text += &format!("memory = \"{}m\"\n", memory * 10) }
+            if *publish { text += &format!("publish = {}\n", 5050 + at) }
+        }
+        let mut sim = Sim::new(nodes, release(1, &text));
+        for number in away.iter().filter(|n| **n <= nodes && away.len() < nodes) {
+            sim.snapshot.nodes.get_mut(&name(*number)).unwrap().state = NodeState::Lost { since: Timestamp::UNIX_EPOCH };
+        }
+        sim.settle();
+        for node in sim.snapshot.nodes.values_mut() {
+            node.state = NodeState::Ready;
+        }
+        let held = cordoned.filter(|n| *n <= nodes);
+        if let Some(number) = held {
+            say(&mut sim, number, Intake::Cordoned);
+        }
+        sim.settle();
+        let on_held = |sim: &Sim| sim.assignments.iter().filter(|(_, a)| held.is_some_and(|n| a.node == name(n))).count();
+        let before = (on_held(&sim), sim.assignments.len());
+        spread(&mut sim);
+        prop_assert_eq!((on_held(&sim), sim.assignments.len()), before, "nothing comes to a cordoned node, or leaves it");
+        prop_assert_eq!(sim.ours(), sim.wanted());
+        for app in sim.release.plan.apps.keys() {
+            let of = |number: usize| sim.assignments.iter().filter(|(id, a)| id.app == *app && a.node == name(number)).count();
+            let counts: Vec<_> = (1..=nodes).filter(|n| Some(*n) != held).map(of).collect();
+            let (least, most) = (counts.iter().min(), counts.iter().max());
+            prop_assert!(most.unwrap_or(&0) - least.unwrap_or(&0) <= 1, "{}: {:?}", app, counts);
+        }
+    }
+}
+
+#[test]
+fn a_node_that_returns_gets_its_share_back() {
+    let text = ["a", "b", "c", "d"].map(|app| format!("[apps.{app}]\nimage = \"a:v1\"\n")).concat();
+    let mut sim = Sim::new(2, release(1, &text));
+    sim.snapshot.nodes.get_mut(&name(2)).unwrap().state = NodeState::Lost { since: Timestamp::UNIX_EPOCH };
+    sim.settle();
+    assert_eq!(movable(&sim, 1).len(), 4);
+    sim.snapshot.nodes.get_mut(&name(2)).unwrap().state = NodeState::Ready;
+    assert_eq!(sim.settle(), Vec::new(), "nothing moves by itself");
+    let all = sim.assignments.keys().map(|id| (id.app.clone(), name(2))).collect();
+    assert_eq!(schedule::better(sim.input(), &all), None, "where it failed it is not sent again");
+    assert_eq!(spread(&mut sim), 2);
+    assert_eq!((movable(&sim, 1).len(), movable(&sim, 2).len()), (2, 2));
 }

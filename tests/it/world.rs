@@ -73,7 +73,7 @@ pub fn release(number: u64, text: &str) -> Release {
             (name.clone(), app.image.pinned("registry.matrix:5000", digest.parse().unwrap()))
         })
         .collect();
-    Release { number, plan, images, created: now(), by: "test".into(), message: None }
+    Release { number, plan, images, created: now(), by: "test".into(), message: None, restarts: BTreeMap::new() }
 }
 
 impl Sim {
@@ -110,15 +110,20 @@ impl Sim {
         }
     }
 
-    pub fn place(&mut self) -> Placed {
-        let placed = schedule::place(schedule::Input {
+    pub fn input(&self) -> schedule::Input<'_> {
+        static NOTHING: schedule::Beside = schedule::Beside::NOTHING;
+        schedule::Input {
             release: &self.release,
             snapshot: &self.snapshot,
             previous: &self.assignments,
             ports: [20000, 20100],
             frozen: false,
-            beside: &schedule::Beside::NOTHING,
-        });
+            beside: &NOTHING,
+        }
+    }
+
+    pub fn place(&mut self) -> Placed {
+        let placed = schedule::place(self.input());
         self.assignments = placed.assignments.clone();
         placed
     }

@@ -128,3 +128,137 @@ fn a_rebooted_nodes_containers_are_adopted() {
     load.stop().none_lost();
     assert_eq!(containers(lab), before, "the same containers");
 }
+
+#[test]
+fn scaling_under_load_loses_no_request_and_says_what_cannot_be() {
+    let lab = lab();
+    let plan = "[apps.web]\nimage = \"hello:v1\"\nreplicas = 2\n\
+                [apps.pinned]\nimage = \"hello:v1\"\nnodes = [\"node1\"]\n\
+                [apps.fixed]\nimage = \"hello:v1\"\nreplicas = 1\npublish = 5051\n";
+    lab.deploy(plan).ok();
+    let before = containers(lab);
+    let load = lab.load(&["/web/", "/fixed/"], 200);
+    load.until(Duration::from_secs(1));
+
+    let said = lab.matrix(&["scale", "web=6", "--dry-run"]).ok();
+    assert!(said.contains("+ start web.6") && said.contains("nothing was changed"), "{said}");
+    assert_eq!(containers(lab), before);
+    lab.matrix(&["scale", "web=6", "fixed=3"]).ok();
+    for node in NODES {
+        assert_eq!((on(lab, "web", node), on(lab, "fixed", node)), (2, 1), "{node}");
+    }
+    assert!(before.iter().all(|(name, id)| containers(lab).get(name) == Some(id)), "what ran stays");
+    assert_eq!(lab.cloud()["release"]["message"], "scale fixed=3 web=6");
+    lab.matrix(&["scale", "web=1", "fixed=1"]).ok();
+    eventually("one of each is left", 20, || lab.containers_of("web", &NODES).len() == 1);
+
+    let before = (containers(lab), lab.cloud()["release"].clone());
+    for (wrong, said) in [
+        ("web=-1", "from 0 to 1000"),
+        ("web=1001", "from 0 to 1000"),
+        ("web=many", "from 0 to 1000"),
+        ("web", "APP=N"),
+        ("wep=2", "did you mean web?"),
+        ("pinned=2", "pinned to its nodes"),
+        ("fixed=4", "1 of 4 instances of fixed have no place: no node has room: node1 has port 5051 in use"),
+    ] {
+        let ran = lab.matrix(&["scale", wrong]);
+        assert_eq!(ran.code, 2, "{wrong}: {}{}", ran.out, ran.err);
+        assert!(ran.err.contains(said), "{wrong}: {}", ran.err);
+    }
+    assert_eq!((containers(lab), lab.cloud()["release"].clone()), before);
+    load.stop().none_lost();
+}
+
+#[test]
+fn a_restart_makes_every_container_anew_and_loses_no_request() {
+    let lab = lab();
+    let plan = "[apps.web]\nimage = \"hello:v1\"\nreplicas = 3\n\
+                [apps.pinned]\nimage = \"hello:v1\"\nnodes = [\"node1\", \"node2\"]\npublish = 5050\n\
+                [apps.other]\nimage = \"hello:v1\"\n";
+    lab.deploy(plan).ok();
+    let before = containers(lab);
+    let load = lab.load(&["/web/", "/pinned/", "/other/"], 200);
+    load.until(Duration::from_secs(1));
+    let said = lab.matrix(&["restart", "web", "--dry-run"]).ok();
+    assert!(said.contains("web.1") && said.contains("(restart requested)") && !said.contains("pinned"), "{said}");
+    assert_eq!(containers(lab), before);
+
+    lab.matrix(&["restart", "web", "pinned"]).ok();
+    eventually("the old ones are gone", 20, || containers(lab).len() == before.len());
+    let after = containers(lab);
+    let same: Vec<_> = after.iter().filter(|(_, id)| before.values().any(|old| old == *id)).collect();
+    assert!(same.len() == 1 && same[0].0.starts_with("other."), "{same:?}");
+    let said = lab.deploy(plan).ok();
+    assert!(said.contains("nothing to change"), "{said}");
+    assert_eq!(containers(lab), after, "the plan means what runs");
+    assert_eq!(lab.matrix(&["restart", "nothing"]).code, 2);
+    load.stop().none_lost();
+}
+
+#[test]
+fn a_removed_node_is_out_until_it_is_admitted_by_hand() {
+    let lab = lab();
+    let plan = "[apps.web]\nimage = \"hello:v1\"\nreplicas = 3\n";
+    lab.deploy(plan).ok();
+    let ran = lab.matrix(&["nodes", "remove", "node3"]);
+    assert_eq!(ran.code, 2, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("node3 is not empty: web.3 is there"), "{}", ran.err);
+    assert_eq!(lab.matrix(&["nodes", "remove", "node3", "--force"]).code, 2, "it answers: it is drained first");
+    lab.matrix(&["nodes", "drain", "node3"]).ok();
+    lab.matrix(&["nodes", "remove", "node3"]).ok();
+    eventually("node3 is no node", 5, || state(lab, "node3")["state"] == "candidate");
+    lab.lab(&["service", "restart", "matrix"]).ok();
+    lab.matrix(&["status", "--wait", "15"]).ok();
+    eventually("its key is read", 10, || state(lab, "node3")["offered"].is_object());
+    assert_eq!(state(lab, "node3")["state"], "candidate", "though its lease lives and the policy is first-use");
+    assert_eq!((on(lab, "web", "node3"), lab.containers_of("web", &NODES).len()), (0, 3));
+    lab.matrix(&["nodes", "remove", "node3"]).ok();
+    lab.matrix(&["nodes", "admit", "node3", "--yes"]).ok();
+    lab.ready(&NODES);
+    assert_eq!(state(lab, "node3")["intake"], "open");
+
+    // One that died with something on it.
+    lab.matrix(&["scale", "web=6"]).ok();
+    assert_eq!(on(lab, "web", "node3"), 2);
+    lab.lab(&["poweroff", "node3"]).ok();
+    eventually("node3 is lost", 20, || state(lab, "node3")["state"] == "lost");
+    let ran = lab.matrix(&["nodes", "remove", "node3"]);
+    assert_eq!(ran.code, 2, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("does not answer, and ran web.") && ran.err.contains("--force"), "{}", ran.err);
+    lab.matrix(&["nodes", "remove", "node3", "--force"]).ok();
+    eventually("six run elsewhere", 30, || lab.containers_of("web", &["node1", "node2"]).len() == 6);
+    lab.matrix(&["status", "--wait", "15"]).ok();
+    lab.lab(&["boot", "node3"]).ok();
+    eventually("its key is read", 20, || state(lab, "node3")["offered"].is_object());
+    assert_eq!(state(lab, "node3")["state"], "candidate");
+    lab.matrix(&["nodes", "admit", "node3", "--yes"]).ok();
+    lab.ready(&NODES);
+    eventually("exactly six", 30, || lab.containers_of("web", &NODES).len() == 6);
+}
+
+#[test]
+fn load_spreads_again_when_a_node_returns() {
+    let lab = Lab::up(&NODES);
+    lab.ready(&NODES);
+    lab.hello("hello:v1", &[("APP", "v1")]);
+    let config = lab.run_dir().join("matrix.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("rebalance_pause = \"2s\"\n{text}")).unwrap();
+    lab.lab(&["service", "restart", "matrix"]).ok();
+    lab.ready(&NODES);
+    lab.deploy("[apps.web]\nimage = \"hello:v1\"\nreplicas = 6\n").ok();
+    lab.lab(&["poweroff", "node3"]).ok();
+    eventually("node3 is lost", 20, || state(&lab, "node3")["state"] == "lost");
+    lab.matrix(&["status", "--wait", "30"]).ok();
+    assert_eq!((on(&lab, "web", "node1"), on(&lab, "web", "node2")), (3, 3));
+
+    let load = lab.load(&["/web/"], 200);
+    load.until(Duration::from_secs(1));
+    lab.lab(&["boot", "node3"]).ok();
+    eventually("two on each", 60, || NODES.iter().all(|node| on(&lab, "web", node) == 2));
+    let spread = containers(&lab);
+    std::thread::sleep(Duration::from_secs(8));
+    assert_eq!(containers(&lab), spread, "and there it ends");
+    load.stop().none_lost();
+}
