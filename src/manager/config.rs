@@ -126,9 +126,7 @@ pub enum Rebalance {
 pub struct Time(pub Duration);
 impl<'de> Deserialize<'de> for Time {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        let read = crate::plan::value::milliseconds(&text).map(|millis| Self(Duration::from_millis(millis)));
-        read.ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a time, as in \"10s\" or \"1m30s\"")))
+        duration(from).map(Self)
     }
 }
 
