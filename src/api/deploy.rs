@@ -72,7 +72,7 @@ pub struct Aborted {
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let status = match &error {
-            SubmitError::Plan(_) | SubmitError::Images(_) | SubmitError::NoRelease(_) => {
+            SubmitError::Plan(_) | SubmitError::Images(_) | SubmitError::Disks(_) | SubmitError::NoRelease(_) => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
             SubmitError::Busy { .. } | SubmitError::NoRollout => StatusCode::CONFLICT,

@@ -5,6 +5,7 @@
 mod keep;
 mod node;
 mod registry;
+mod room;
 
 use std::{collections::BTreeMap, fmt};
 
@@ -15,6 +16,7 @@ use crate::model::{Digest, NodeName, Repository};
 pub use keep::{Needed, kept, needed};
 pub use node::{NodeInput, node};
 pub use registry::{RegistryInput, RegistryPlan, registry};
+pub use room::{Room, UNPACKED, room};
 
 /// Where something is kept.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ pub mod nodes;
 mod operate;
 mod plan_file;
 mod rollout;
+mod room;
 mod route;
 mod run;
 mod settings;

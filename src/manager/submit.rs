@@ -23,6 +23,7 @@ use super::{
     Manager,
     events::Kind,
     execute::chain,
+    room::Disks,
     run::{Message, Overview},
 };
 
@@ -100,6 +101,9 @@ pub enum SubmitError {
     /// Images are not in their registry.
     #[error("{}", .0.join("\n"))]
     Images(Vec<String>),
+    /// Nodes' disks cannot hold the images.
+    #[error("{}", .0.join("\n"))]
+    Disks(Vec<String>),
     /// There is no such release.
     #[error("there is no release {0}")]
     NoRelease(u64),
@@ -132,6 +136,7 @@ impl SubmitError {
         match self {
             Self::Plan(_) | Self::State(_) => None,
             Self::Images(_) => Some("`matrix images` lists what is there; `matrix install-image NAME` puts one there"),
+            Self::Disks(_) => Some("`matrix gc` frees what no release needs; or place the application elsewhere"),
             Self::NoRelease(_) => Some("`matrix releases` lists them"),
             Self::Registry(_) => Some("is the registry running, and does the configuration name its address?"),
             Self::NoRollout => Some("`matrix status` shows what runs, `matrix releases` how each release ended"),
@@ -223,7 +228,12 @@ impl Manager {
                 restarts,
             },
         };
-        let (changes, cramped) = self.preview(&release, &overview);
+        let (changes, mut cramped) = self.preview(&release, &overview);
+        let disks = if unchanged { Disks::default() } else { self.disks(&release, &overview).await };
+        if !disks.full.is_empty() {
+            return Err(SubmitError::Disks(disks.full));
+        }
+        cramped.extend(disks.tight);
         let turn = if meant.dry_run { 0 } else { self.0.turns.fetch_add(1, Ordering::Relaxed) + 1 };
         let submitted = Submitted { release: number, new: !unchanged, turn, changes, cramped, warnings };
         if meant.dry_run {
@@ -324,7 +334,7 @@ impl Manager {
     }
 
     /// The registry of this name: the private one, where it is that.
-    fn registry_of(&self, name: &str) -> Result<Registry, RegistryError> {
+    pub(super) fn registry_of(&self, name: &str) -> Result<Registry, RegistryError> {
         if name == self.config().registry.name { Ok(self.0.registry.clone()) } else { Registry::new(name) }
     }
 

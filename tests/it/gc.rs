@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use matrix::{
-    clean::{self, Needed, NodeInput, RegistryInput, Thing},
+    clean::{self, Needed, NodeInput, RegistryInput, Room, Thing},
     inventory::{
         Container, ContainerState, NodeImage, NodeStock, Ours, RegistryStock, RepositoryStock, SpecHash, StoredBlob,
         StoredManifest, StoredTag,
@@ -221,4 +221,23 @@ proptest! {
         repository.tags.retain(|_, tag| !gone.contains(&tag.digest));
         prop_assert_eq!(ask(&after).items, vec![]);
     }
+}
+
+#[test]
+fn a_disk_holds_what_it_lacks_or_is_named() {
+    let coming = BTreeMap::from([(digest(1), 100), (digest(2), 10)]);
+    let none = BTreeSet::new();
+    let one = BTreeSet::from([digest(1)]);
+    for (free, there, expected) in [
+        (330, &none, Room::Enough),
+        (329, &none, Room::Tight { bytes: 110 }),
+        (110, &none, Room::Tight { bytes: 110 }),
+        (109, &none, Room::No { bytes: 110 }),
+        (30, &one, Room::Enough),
+        (9, &one, Room::No { bytes: 10 }),
+    ] {
+        assert_eq!(clean::room(free, &coming, there), expected, "{free} bytes free");
+    }
+    assert_eq!(clean::room(0, &BTreeMap::new(), &none), Room::Enough, "nothing comes");
+    assert_eq!(clean::room(9, &BTreeMap::from([(digest(1), u64::MAX)]), &none), Room::No { bytes: u64::MAX });
 }

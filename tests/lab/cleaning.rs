@@ -170,3 +170,33 @@ fn a_push_and_a_deploy_while_all_is_cleaned_lose_nothing() {
     let manifest = format!("http://10.10.10.1:5000/v2/cloud/shop/manifests/{digest}");
     assert_eq!(lab.get_url(&manifest, &["Accept: application/vnd.oci.image.manifest.v1+json"]).0, 200);
 }
+
+#[test]
+fn a_node_whose_disk_cannot_hold_the_images_is_named_before_anything_starts() {
+    const TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+    let lab = lab();
+    push(lab, "huge:v1", 50);
+    let url = |tag: &str| format!("http://10.10.10.1:5000/v2/cloud/huge/manifests/{tag}");
+    let manifest = lab.get_url(&url("v1"), &[&format!("Accept: {TYPE}")]).1;
+    let put = |tag: &str, size: u64| {
+        let mut changed: Value = serde_json::from_str(&manifest).unwrap();
+        changed["layers"][0]["size"] = size.into();
+        let header = format!("Content-Type: {TYPE}");
+        let said = ["curl", "-s", "-f", "-X", "PUT", "-H", &header, "-d", &changed.to_string(), &url(tag)];
+        lab.on("client", &said).ok();
+    };
+    let free = lab.matrix(&["nodes", "--json"]).json()["nodes"][0]["engine"]["disk_free"].as_u64().unwrap();
+    put("hopeless", free * 4);
+    put("tight", free / 2);
+    let plan = |tag: &str| format!("[apps.huge]\nimage = \"huge:{tag}\"\n");
+    let before = lab.cloud()["release"].clone();
+    let ran = lab.deploy(&plan("hopeless"));
+    assert_eq!(ran.code, 2, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("node") && ran.err.contains("free"), "{}", ran.err);
+    assert_eq!(lab.cloud()["release"], before);
+    let ran = lab.deploy_with(&plan("tight"), &["--dry-run"]);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("unpacked about"), "{}{}", ran.out, ran.err);
+    let ran = lab.deploy_with(&plan("v1"), &["--dry-run"]);
+    assert!(!ran.err.contains("free"), "there is room for that: {}", ran.err);
+}

@@ -19,7 +19,7 @@ use crate::{
     clean::{self, Forecast, Needed},
     inventory::ContainerSpec,
     model::Timestamp,
-    release::Naming,
+    release::{Ending, Naming, State},
     store::{Change, StoreError, get_json},
 };
 
@@ -169,9 +169,11 @@ impl Manager {
     /// The releases kept, and what they need.
     fn needed(&self) -> Result<(BTreeSet<u64>, Needed), StoreError> {
         let releases = self.journal().releases()?;
+        let endings = self.journal().endings()?;
         let current = self.0.overview.borrow().remembered.release.as_ref().map(|release| release.number);
         let config = self.config();
-        let kept = clean::kept(&releases, current, config.gc.keep_releases, |_| true);
+        let good = |number| endings.get(&number).is_none_or(|ending: &Ending| ending.state == State::Good);
+        let kept = clean::kept(&releases, current, config.gc.keep_releases, good);
         let naming = Naming { registry: &config.registry.name, namespace: &config.registry.namespace };
         let needed = clean::needed(&releases, &kept, naming);
         Ok((kept, needed))
@@ -196,8 +198,9 @@ impl Manager {
 /// What goes on that cleaning must not meet.
 fn under_way(overview: &Overview) -> Option<String> {
     let progress = &overview.progress;
-    match &progress.frozen {
-        Some(why) => Some(format!("the manager is unsure of the cloud: {why}")),
-        None => (!progress.settled).then(|| format!("release {} is on its way", progress.release)),
+    match (&progress.frozen, &overview.remembered.rollout) {
+        (Some(why), _) => Some(format!("the manager is unsure of the cloud: {why}")),
+        (None, Some(rollout)) => Some(format!("release {} is on its way", rollout.release.number)),
+        (None, None) => (!progress.settled).then(|| format!("release {} is being brought about", progress.release)),
     }
 }
