@@ -104,6 +104,7 @@ impl Cloud {
             ports: [20000, 29999],
             frozen: false,
             beside: &schedule::Beside::NOTHING,
+            doubts: &schedule::Doubts::NONE,
         });
         let decision = reconcile::diff(World {
             cloud: &self.id,

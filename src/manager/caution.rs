@@ -36,7 +36,7 @@ pub(super) fn looks_around(snapshot: &Snapshot, policy: &AdmissionPolicy, runnin
 
 /// Why instances of lost nodes had better stay where they are: more than this share of the nodes gone at once is more
 /// likely the manager's own network. One node can always die.
-pub(super) fn unsure(snapshot: &Snapshot, running_for: Duration, freeze_share: f64) -> Option<String> {
+fn unsure(snapshot: &Snapshot, running_for: Duration, freeze_share: f64) -> Option<String> {
     let admitted = snapshot.nodes.values().filter(|n| matches!(n.admission, Admission::Admitted { .. }));
     let (mut all, mut lost) = (0_u32, 0_u32);
     for node in admitted {
@@ -48,6 +48,31 @@ pub(super) fn unsure(snapshot: &Snapshot, running_for: Duration, freeze_share: f
     }
     let most = f64::from(lost) > f64::from(all) * freeze_share;
     (lost > 1 && (most || lost == all)).then(|| format!("{lost} of {all} nodes do not answer at once"))
+}
+
+/// Whether the manager is unsure, and was lately: nodes that vanished together do not come back together.
+#[derive(Debug, Default)]
+pub(super) struct Unsure {
+    /// How long it had run when most nodes were gone.
+    most_gone: Option<Duration>,
+}
+
+impl Unsure {
+    /// As [`unsure`]; for a while longer where nodes are still missing.
+    pub(super) fn look(&mut self, snapshot: &Snapshot, running_for: Duration, freeze_share: f64) -> Option<String> {
+        let why = unsure(snapshot, running_for, freeze_share);
+        if why.is_some() {
+            self.most_gone = (running_for >= SETTLING).then_some(running_for);
+            return why;
+        }
+        let lately = self.most_gone.is_some_and(|then| running_for.saturating_sub(then) < SETTLING);
+        let missing =
+            |node: &Node| matches!(node.admission, Admission::Admitted { .. }) && node.state != NodeState::Ready;
+        if lately && snapshot.nodes.values().any(missing) {
+            return Some("nodes that were silent together are coming back".to_owned());
+        }
+        None
+    }
 }
 
 /// What was seen to answer, without what is seen not to run any more: that has to answer again. What a node that does not
@@ -153,6 +178,20 @@ mod tests {
         assert_eq!(unsure(&two_of_three, HOUR, 0.7), None, "as it was configured");
         assert_eq!(unsure(&world(&[("node1", LOST), ("node2", READY)]), HOUR, 0.0), None, "one node can always die");
         assert!(unsure(&world(&[("node1", LOST), ("node2", LOST)]), HOUR, 1.0).is_some(), "nowhere to go");
+    }
+
+    #[test]
+    fn nodes_that_were_silent_together_have_time_to_come_back() {
+        let gone = world(&[("node1", LOST), ("node2", LOST), ("node3", LOST)]);
+        let partly = world(&[("node1", READY), ("node2", READY), ("node3", LOST)]);
+        let minute = Duration::from_secs(60);
+        let mut unsure = Unsure::default();
+        assert_eq!(unsure.look(&partly, minute, 0.5), None, "one node can always die");
+        assert!(unsure.look(&gone, minute * 2, 0.5).is_some());
+        assert!(unsure.look(&partly, minute * 2 + SETTLING / 2, 0.5).is_some());
+        assert_eq!(unsure.look(&partly, minute * 2 + SETTLING, 0.5), None, "not for ever");
+        let back = world(&[("node1", READY), ("node2", READY), ("node3", READY)]);
+        assert_eq!(unsure.look(&back, minute * 2 + SETTLING / 2, 0.5), None);
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub mod events;
 mod execute;
 pub mod gateway;
 pub mod gc;
+mod heal;
+mod healer;
 pub mod journal;
 pub mod nodes;
 mod operate;
@@ -127,6 +129,17 @@ impl Manager {
         }
         let (overview_in, overview) = watch::channel(Overview::default());
         let (inbox, messages) = mpsc::unbounded_channel();
+        let (away_in, away) = watch::channel(healer::Away::default());
+        let healer = healer::Healer {
+            config: Arc::clone(&config),
+            nodes: nodes.clone(),
+            gateway: gateway.clone(),
+            events: events.clone(),
+            overview: overview.clone(),
+            away: away_in,
+        };
+        let until = stop.clone();
+        tokio::spawn(async move { until.run_until_cancelled(healer.follow()).await });
         let parts = run::Parts {
             config: Arc::clone(&config),
             journal: journal.clone(),
@@ -134,6 +147,7 @@ impl Manager {
             gateway: gateway.clone(),
             events: events.clone(),
             overview: overview_in,
+            away,
             stop: stop.clone(),
         };
         tokio::spawn(run::run(parts, remembered, inbox.clone(), messages));

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -60,6 +60,8 @@ struct Shared {
     /// Supervisors that were told to end: a name's next one waits, for both use the same files.
     ending: Mutex<BTreeMap<NodeName, CancellationToken>>,
     leases: watch::Receiver<Arc<Leases>>,
+    /// Nodes and ids of containers whose process ended.
+    deaths: broadcast::Sender<(NodeName, String)>,
     /// The other side nodes are seen from.
     gateway: OnceLock<Gateway>,
     /// Machines that are nodes again only by an operator's hand.
@@ -109,6 +111,7 @@ impl Nodes {
                 watched: Mutex::default(),
                 ending: Mutex::default(),
                 leases,
+                deaths: broadcast::Sender::new(1000),
                 gateway: OnceLock::new(),
                 removed,
             }),
@@ -134,6 +137,11 @@ impl Nodes {
     /// The world each time it changes.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.shared.snapshot.subscribe()
+    }
+
+    /// Node and id of each container whose process ends, from now on. Told after the snapshot knows.
+    pub fn deaths(&self) -> broadcast::Receiver<(NodeName, String)> {
+        self.shared.deaths.subscribe()
     }
 
     /// The cloud they are nodes of.
@@ -239,6 +247,8 @@ impl Nodes {
                 self.update(name, |node| {
                     node.containers.iter_mut().filter(|c| c.id == event.id).for_each(show_ended);
                 });
+                // Nobody listening is no error.
+                _ = self.shared.deaths.send((name.clone(), event.id.clone()));
             }
             "start" | "destroy" => _ = died.remove(&event.id),
             _ => {}

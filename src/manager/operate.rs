@@ -160,6 +160,7 @@ impl Manager {
                 ports: self.config().ports,
                 frozen: overview.progress.frozen.is_some(),
                 beside: &Beside::NOTHING,
+                doubts: &schedule::Doubts::NONE,
             }),
             None => Placed::default(),
         };

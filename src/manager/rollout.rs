@@ -9,7 +9,7 @@ use crate::{
     model::{AppName, InstanceId, Timestamp},
     reconcile::{self, Action, Stage, StageInput, waited_for},
     release::{Ending, Phase, Release, Rollout, State},
-    schedule::{self, Assignments, Beside, Unplaced},
+    schedule::{self, Assignments, Beside, Doubts, Unplaced},
 };
 
 use super::{
@@ -36,6 +36,7 @@ pub(super) fn place(
     snapshot: &Snapshot,
     ports: [u16; 2],
     frozen: bool,
+    doubts: &Doubts,
 ) -> Placed {
     let next = &rollout.release;
     // What is the same in both keeps its place; what differs keeps the place it was given beside.
@@ -48,7 +49,7 @@ pub(super) fn place(
     }
     let beside = Beside::of(release, &known.assignments, next);
     let put = |beside: &Beside| {
-        schedule::place(schedule::Input { release: next, snapshot, previous: &previous, ports, frozen, beside })
+        schedule::place(schedule::Input { release: next, snapshot, previous: &previous, ports, frozen, beside, doubts })
     };
     let placed = put(&beside);
     let lacks_room = |all: &BTreeMap<InstanceId, Unplaced>| -> BTreeSet<AppName> {

@@ -43,6 +43,7 @@ impl Manager {
             ports: self.config().ports,
             frozen: overview.progress.frozen.is_some(),
             beside: &schedule::Beside::NOTHING,
+            doubts: &schedule::Doubts::NONE,
         });
         let mut wanted: BTreeMap<_, BTreeSet<&ImageRef>> = BTreeMap::new();
         for (id, place) in &placed.assignments {

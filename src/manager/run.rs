@@ -32,6 +32,7 @@ use super::{
     events::{Events, Kind},
     execute::{self, Outcome},
     gateway::Gateway,
+    heal, healer,
     journal::{Answered, Journal, Remembered},
     nodes::Nodes,
     rollout,
@@ -100,6 +101,8 @@ pub(super) struct Parts {
     pub gateway: Option<Gateway>,
     pub events: Events,
     pub overview: watch::Sender<Overview>,
+    /// Where instances should not run.
+    pub away: watch::Receiver<healer::Away>,
     pub stop: CancellationToken,
 }
 
@@ -130,6 +133,7 @@ pub(super) struct Loop {
     pub(super) staged: bool,
     lost: BTreeSet<NodeName>,
     started: Instant,
+    unsure: caution::Unsure,
     turn: u64,
     /// Nodes' states as they were told last.
     told: BTreeMap<NodeName, &'static str>,
@@ -163,6 +167,7 @@ pub(super) async fn run(
         staged: false,
         lost: BTreeSet::new(),
         started: Instant::now(),
+        unsure: caution::Unsure::default(),
         turn: 0,
         told: BTreeMap::new(),
         balance: Balance::default(),
@@ -292,7 +297,8 @@ impl Loop {
         // Not before all have been looked at: what is not seen yet is not gone.
         caution::forget_gone(&mut self.known.verified, &snapshot);
         caution::forget_gone(&mut self.passed, &snapshot);
-        let frozen = caution::unsure(&snapshot, self.started.elapsed(), self.parts.config.healing.freeze_share);
+        let freeze_share = self.parts.config.healing.freeze_share;
+        let frozen = self.unsure.look(&snapshot, self.started.elapsed(), freeze_share);
         let mut decided = self.decide(&snapshot, now, frozen.is_some());
         // What is wanted changes with the phase of a rollout: it is decided anew.
         while self.advance(&decided, &snapshot, frozen.is_some()) {
@@ -360,11 +366,13 @@ impl Loop {
         let release = self.known.rollout.as_ref().map_or_else(|| active.clone(), |r| r.effective(&active));
         let ports = self.parts.config.ports;
         let (previous, beside) = (&self.known.assignments, &schedule::Beside::NOTHING);
-        let placed = schedule::place(schedule::Input { release: &release, snapshot, previous, ports, frozen, beside });
+        let doubts = &heal::doubts(&self.parts.away.borrow(), snapshot, self.parts.config.healing.move_after, now);
+        let input = schedule::Input { release: &release, snapshot, previous, ports, frozen, beside, doubts };
+        let placed = schedule::place(input);
         self.known.assignments = placed.assignments;
         let (mut unplaced, mut no_room) = (placed.unplaced, Vec::new());
         let stage = self.known.rollout.as_ref().map(|rollout| {
-            let staged = rollout::place(rollout, &release, &self.known, snapshot, ports, frozen);
+            let staged = rollout::place(rollout, &release, &self.known, snapshot, ports, frozen, doubts);
             no_room = staged.no_room;
             unplaced.extend(staged.unplaced);
             (staged.places, staged.stage)
@@ -405,6 +413,7 @@ impl Loop {
     /// Gives a replica another node, where all is calm and the load is spread better by it.
     fn spread(&mut self, release: &Release, snapshot: &Snapshot, progress: &Progress) -> bool {
         let config = Arc::clone(&self.parts.config);
+        let doubts = heal::doubts(&self.parts.away.borrow(), snapshot, config.healing.move_after, Timestamp::now());
         let input = schedule::Input {
             release,
             snapshot,
@@ -412,8 +421,11 @@ impl Loop {
             ports: config.ports,
             frozen: false,
             beside: &schedule::Beside::NOTHING,
+            doubts: &doubts,
         };
-        let found = self.balance.turn(&config, progress, snapshot, |avoid| schedule::better(input, avoid));
+        // Where it failed it is not sent again for balance's sake.
+        let better = |avoid: &BTreeSet<_>| schedule::better(input, &avoid.union(&doubts.places()).cloned().collect());
+        let found = self.balance.turn(&config, progress, snapshot, better);
         let Some(found) = found else { return false };
         let text = format!("moves from {}: the load is spread again", found.from);
         self.parts.events.tell(Kind::Note, &found.instance, Some(&found.to.node), text);

@@ -10,7 +10,7 @@ use crate::{
     model::{AppName, InstanceId},
     plan::{MAX_REPLICAS, Placement, diagnostic::nearest},
     release::Release,
-    schedule::{self, Beside, Unplaced},
+    schedule::{self, Beside, Doubts, Unplaced},
 };
 
 use super::{Manager, Overview, SubmitError, Submitted, submit::Meant};
@@ -117,6 +117,7 @@ impl Manager {
             ports: self.config().ports,
             frozen: overview.progress.frozen.is_some(),
             beside: &Beside::NOTHING,
+            doubts: &Doubts::NONE,
         });
         let mut homeless: BTreeMap<&AppName, Vec<(&InstanceId, &Unplaced)>> = BTreeMap::new();
         for (id, why) in placed.unplaced.iter().filter(|(id, _)| grown.contains(&id.app)) {

@@ -349,6 +349,7 @@ impl Manager {
             ports: self.config().ports,
             frozen: overview.progress.frozen.is_some(),
             beside: &schedule::Beside::NOTHING,
+            doubts: &schedule::Doubts::NONE,
         });
         let verified = known.verified.iter().map(|(n, a)| (n.clone(), a.status)).collect();
         let world = World {

@@ -178,7 +178,7 @@ impl<'a> Board<'a> {
         for (id, assignment) in self.previous(name) {
             let stays = u32::try_from(kept.len()).is_ok_and(|n| n < *count)
                 && (nodes.is_empty() || nodes.contains(&assignment.node))
-                && self.stay(&assignment.node) == Stay::Yes
+                && self.stay(id, &assignment.node) == Stay::Yes
                 && (publish.is_none() || used.insert(assignment.node.clone()));
             if !stays {
                 continue;
@@ -195,15 +195,22 @@ impl<'a> Board<'a> {
     }
 
     /// Whether an instance there need not move: its node may come back, or the manager is unsure.
-    fn stay(&self, node: &NodeName) -> Stay {
+    fn stay(&self, id: &InstanceId, node: &NodeName) -> Stay {
         let unless_frozen = |stay| if self.input.frozen { Stay::Yes } else { stay };
         match self.input.snapshot.nodes.get(node) {
             // It was forgotten on purpose.
             Some(Node { admission: Admission::Candidate { .. }, .. }) => Stay::No,
+            Some(Node { state: NodeState::Lost { .. }, .. }) if self.input.doubts.awaited.contains(node) => Stay::Yes,
             None | Some(Node { state: NodeState::Lost { .. }, .. }) => unless_frozen(Stay::No),
             Some(Node { intake: Intake::Draining, .. }) => unless_frozen(Stay::UnlessElsewhere),
+            Some(_) if self.is_kept_away(id, node) => unless_frozen(Stay::UnlessElsewhere),
             Some(_) => Stay::Yes,
         }
+    }
+
+    /// Whether it failed there again and again.
+    fn is_kept_away(&self, id: &InstanceId, node: &NodeName) -> bool {
+        self.input.doubts.away.get(id).is_some_and(|nodes| nodes.contains(node))
     }
 
     /// Where an instance that should leave stays, since there is no other place.
@@ -216,7 +223,7 @@ impl<'a> Board<'a> {
     ) -> Option<(NodeName, Port)> {
         let before = self.input.previous.get(id)?;
         let may =
-            self.stay(&before.node) == Stay::UnlessElsewhere && (nodes.is_empty() || nodes.contains(&before.node));
+            self.stay(id, &before.node) == Stay::UnlessElsewhere && (nodes.is_empty() || nodes.contains(&before.node));
         let port = may.then(|| self.port(&before.node, publish, Some(before), spec))??;
         Some((before.node.clone(), port))
     }
@@ -235,18 +242,25 @@ impl<'a> Board<'a> {
         // A place that is given changes the score of its own node alone.
         let mut best: BinaryHeap<_> = candidates.iter().enumerate().filter_map(scored).collect();
         for id in slots {
+            let mut passed_over = Vec::new();
             let place = loop {
-                let Some(Reverse((_, at))) = best.pop() else { break None };
+                let Some(Reverse((score, at))) = best.pop() else { break None };
                 let node = candidates[at];
+                if self.is_kept_away(&id, &node.name) {
+                    passed_over.push(Reverse((score, at)));
+                    continue;
+                }
                 if let Some(host_port) = self.port(&node.name, *publish, None, &spec) {
                     break Some((at, node, host_port));
                 }
             };
+            best.extend(passed_over);
             if let Some((at, node, host_port)) = place {
                 self.assign(id, app, node.name.clone(), host_port, publish.is_some(), &spec);
                 best.extend(self.score(name, app, node, *publish).ok().map(|score| Reverse((score, at))));
             } else {
                 let lacks = candidates.iter().map(|node| match self.score(name, app, node, *publish) {
+                    Ok(_) if self.is_kept_away(&id, &node.name) => format!("it failed on {} lately", node.name),
                     Ok(_) => format!("{} has no free port", node.name),
                     Err(why) => format!("{} {why}", node.name),
                 });

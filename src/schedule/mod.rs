@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     inventory::{Snapshot, SpecHash},
-    model::{InstanceId, Memory, NodeName, Port},
+    model::{AppName, InstanceId, Memory, NodeName, Port},
     release::Release,
 };
 
@@ -97,6 +97,30 @@ pub struct Input<'a> {
     pub frozen: bool,
     /// What runs beside it for a while.
     pub beside: &'a Beside,
+    /// What goes badly.
+    pub doubts: &'a Doubts,
+}
+
+/// What goes badly where it is, and what had better be waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Doubts {
+    /// Nodes where an instance failed again and again: it runs elsewhere, if there is another place.
+    pub away: BTreeMap<InstanceId, BTreeSet<NodeName>>,
+    /// Lost nodes whose instances wait for them still.
+    pub awaited: BTreeSet<NodeName>,
+}
+
+impl Doubts {
+    /// None.
+    pub const NONE: Self = Self { away: BTreeMap::new(), awaited: BTreeSet::new() };
+
+    /// Applications with the nodes where one of their instances failed.
+    pub fn places(&self) -> BTreeSet<(AppName, NodeName)> {
+        let of = |(id, nodes): (&InstanceId, &BTreeSet<NodeName>)| {
+            nodes.iter().map(|node| (id.app.clone(), node.clone())).collect::<Vec<_>>()
+        };
+        self.away.iter().flat_map(of).collect()
+    }
 }
 
 /// What runs beside a release until that is active: room and ports are taken.

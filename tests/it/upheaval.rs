@@ -115,6 +115,7 @@ impl Upheaval {
             ports: [20000, 20100],
             frozen: lost > 1 && lost * 2 > admitted,
             beside: &schedule::Beside::NOTHING,
+            doubts: &schedule::Doubts::NONE,
         });
         self.sim.assignments = placed.assignments;
         let routed = (!self.blind).then_some(&self.sim.table);

@@ -13,7 +13,7 @@ use matrix::{
     reconcile::{Action, Reason, World, changes, diff},
     release::Release,
     routing::{RoutingTable, routes},
-    schedule::{self, Assignments, Placed},
+    schedule::{self, Assignments, Doubts, Placed},
 };
 use proptest::prelude::*;
 
@@ -28,6 +28,7 @@ pub struct Sim {
     pub release: Release,
     previous: Option<Release>,
     ids: u64,
+    pub doubts: Doubts,
 }
 
 fn now() -> Timestamp {
@@ -88,6 +89,7 @@ impl Sim {
             release,
             previous: None,
             ids: 0,
+            doubts: Doubts::NONE,
         }
     }
 
@@ -119,6 +121,7 @@ impl Sim {
             ports: [20000, 20100],
             frozen: false,
             beside: &NOTHING,
+            doubts: &self.doubts,
         }
     }
 
@@ -443,3 +446,32 @@ fn memory_decides_where_there_is_room() {
 
 #[path = "upheaval.rs"]
 mod upheaval;
+
+#[test]
+fn a_replica_that_fails_on_one_node_starts_elsewhere_before_it_leaves() {
+    let mut sim = Sim::new(3, release(1, "[apps.shop]\nreplicas = 3\n"));
+    sim.settle();
+    let (id, bad) = sim.assignments.iter().next().map(|(id, a)| (id.clone(), a.node.clone())).unwrap();
+    sim.doubts.away.entry(id.clone()).or_default().insert(bad.clone());
+    let order: Vec<_> = sim.settle().iter().map(ToString::to_string).collect();
+    assert_eq!(order.len(), 2, "{order:?}");
+    assert!(order[0].starts_with(&format!("+ start {id} on node")) && !order[0].contains(&format!("on {bad} ")));
+    assert!(order[1].starts_with(&format!("- stop {id} on {bad}")), "{order:?}");
+    // It failed everywhere: it stays where it is.
+    let all = sim.snapshot.nodes.keys().cloned().collect();
+    sim.doubts.away.insert(id.clone(), all);
+    assert_eq!(sim.settle(), Vec::new());
+    assert!(sim.place().stuck.contains_key(&id));
+}
+
+#[test]
+fn instances_of_a_lost_node_wait_for_it_as_long_as_they_are_told() {
+    let mut sim = Sim::new(2, release(1, "[apps.shop]\nreplicas = 2\n"));
+    sim.settle();
+    let lost = node(1).name;
+    sim.snapshot.nodes.get_mut(&lost).unwrap().state = NodeState::Lost { since: now() };
+    sim.doubts.awaited.insert(lost);
+    assert_eq!(sim.settle(), Vec::new());
+    sim.doubts = Doubts::NONE;
+    assert_eq!(sim.settle().len(), 1);
+}

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::rig::{Lab, eventually};
+use crate::{
+    cloud::Instance,
+    rig::{Lab, eventually},
+};
 
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
 
@@ -84,4 +87,158 @@ fn a_node_whose_sshd_alone_is_cut_off_serves_on_and_nothing_moves() {
     lab.ready(&NODES);
     assert_eq!(serving(&lab), before);
     assert_eq!(lab.containers_of("web", &NODES).len(), 3);
+}
+
+/// The instance on a node.
+fn on(lab: &Lab, node: &str) -> Instance {
+    lab.instances().into_iter().find(|i| i.node == node && i.state == "serving").expect("one serves there")
+}
+
+fn shell(lab: &Lab, node: &str, script: &str) {
+    lab.on(node, &["sh", "-c", script]).ok();
+}
+
+#[test]
+fn a_node_that_was_cut_off_comes_back_to_exactly_what_is_wanted() {
+    let lab = lab();
+    lab.deploy("[apps.web]\nimage = \"hello\"\nreplicas = 3\n").ok();
+    let load = lab.load(&["/web/"], 200);
+    load.until(Duration::from_secs(2));
+    lab.lab(&["cut", "node2"]).ok();
+    let elsewhere = || serving(&lab).iter().filter(|(node, _)| node != "node2").count();
+    eventually("three serve elsewhere", 15, || elsewhere() == 3);
+    let stay = serving(&lab);
+    lab.lab(&["heal", "node2"]).ok();
+    lab.ready(&NODES);
+    eventually("three containers in all", 20, || lab.containers_of("web", &NODES).len() == 3);
+    assert_eq!(serving(&lab), stay, "those that served");
+
+    // For less than it takes to be lost: nothing moves.
+    lab.lab(&["cut", "node1"]).ok();
+    eventually("it is doubted", 5, || state(&lab, "node1") == "suspect");
+    lab.lab(&["heal", "node1"]).ok();
+    lab.ready(&NODES);
+    assert_eq!(serving(&lab), stay);
+    let report = load.stop();
+    report.none_lost();
+    assert!(report.percentile(100) < Duration::from_secs(4), "{report}");
+    assert_eq!(lab.containers_of("web", &NODES).len(), 3);
+}
+
+#[test]
+fn a_manager_without_a_network_moves_nothing() {
+    let lab = lab();
+    lab.deploy("[apps.web]\nimage = \"hello\"\nreplicas = 3\n").ok();
+    let (before, containers) = (serving(&lab), lab.containers_of("web", &NODES));
+    // Past the time in which a manager that just started moves nothing anyway.
+    std::thread::sleep(Duration::from_secs(12));
+    lab.gateway(&["ip", "link", "set", "eth1", "down"]).ok();
+    eventually("it is unsure", 15, || {
+        let problems = lab.cloud()["problems"].to_string();
+        problems.contains("nothing is moved") && problems.contains("3 of 3 nodes")
+    });
+    std::thread::sleep(Duration::from_secs(8));
+    lab.gateway(&["ip", "link", "set", "eth1", "up"]).ok();
+    lab.ready(&NODES);
+    eventually("all serve again", 15, || serving(&lab) == before);
+    assert_eq!(lab.containers_of("web", &NODES), containers, "the same containers, and no others");
+}
+
+#[test]
+fn an_instance_that_is_killed_loses_no_request_and_is_back() {
+    let lab = lab();
+    lab.deploy("[apps.web]\nimage = \"hello\"\nreplicas = 3\n").ok();
+    let load = lab.load(&["/web/"], 200);
+    load.until(Duration::from_secs(1));
+    // The engine takes this for a wish and does not start it again: the manager does.
+    let first = on(&lab, "node1");
+    shell(&lab, "node1", &format!("docker kill {}", first.container));
+    eventually("the manager starts it", 15, || on_is(&lab, &first));
+    // This one the engine starts again.
+    let second = on(&lab, "node2");
+    shell(&lab, "node2", &format!("kill -9 $(docker inspect -f '{{{{.State.Pid}}}}' {})", second.container));
+    std::thread::sleep(Duration::from_millis(500));
+    eventually("the engine starts it", 15, || on_is(&lab, &second));
+    let until = Duration::from_secs(3);
+    std::thread::sleep(until);
+    let report = load.stop();
+    report.none_lost();
+    assert!(report.percentile(100) < Duration::from_secs(3), "{report}");
+    assert_eq!(lab.containers_of("web", &NODES).len(), 3);
+    // All three take requests again.
+    let after = lab.load(&["/web/"], 100);
+    after.until(Duration::from_secs(3));
+    let by = after.stop().by_instance("/web/");
+    assert_eq!(by.len(), 3, "{by:?}");
+}
+
+fn on_is(lab: &Lab, instance: &Instance) -> bool {
+    lab.instances().iter().any(|i| i == instance)
+}
+
+#[test]
+fn an_instance_that_hangs_is_shown_and_replaced() {
+    let lab = lab();
+    let health = "health = { path = \"/\", timeout = \"500ms\" }";
+    lab.deploy(&format!("[apps.web]\nimage = \"hello\"\nreplicas = 2\n{health}\n")).ok();
+    let load = lab.load(&["/web/"], 100);
+    load.until(Duration::from_secs(1));
+    let hangs = lab.instances().remove(0);
+    shell(&lab, &hangs.node, &format!("docker kill -s STOP {}", hangs.container));
+    eventually("it is shown", 15, || {
+        lab.instances()
+            .iter()
+            .any(|i| i.state == "unhealthy" && i.container == hangs.container && i.why.contains("probe"))
+    });
+    eventually("it is replaced elsewhere", 100, || {
+        let serving = serving(&lab);
+        serving.len() == 2 && serving.iter().all(|(node, _)| *node != hangs.node)
+    });
+    eventually("it is gone", 30, || lab.containers_of("web", &NODES).len() == 2);
+    load.stop().none_lost();
+}
+
+#[test]
+fn a_replica_that_keeps_dying_on_one_node_runs_on_another() {
+    let lab = lab();
+    let command = "command = [\"/bin/sh\", \"-c\", \"/bin/sh -c 'test ! -e /flags/crash' || exit 1; exec /hello\"]";
+    let volume = "volumes = [\"/tmp/flags:/flags\"]";
+    for node in NODES {
+        shell(&lab, node, "mkdir -p /tmp/flags");
+    }
+    lab.deploy(&format!("[apps.web]\nimage = \"hello\"\nreplicas = 2\n{command}\n{volume}\n")).ok();
+    let load = lab.load(&["/web/"], 100);
+    load.until(Duration::from_secs(1));
+    let bad = lab.instances().remove(0);
+    let kill = format!("touch /tmp/flags/crash; kill -9 $(docker inspect -f '{{{{.State.Pid}}}}' {})", bad.container);
+    shell(&lab, &bad.node, &kill);
+    let begun = Instant::now();
+    eventually("two serve elsewhere", 40, || {
+        let serving = serving(&lab);
+        serving.len() == 2 && serving.iter().all(|(node, _)| *node != bad.node)
+    });
+    eprintln!("  crash loop: replaced after {:?}", begun.elapsed());
+    eventually("it is gone", 20, || lab.containers_of("web", &NODES).len() == 2);
+    load.stop().none_lost();
+}
+
+#[test]
+fn an_engine_that_is_frozen_or_starts_again_leaves_what_serves_alone() {
+    let lab = lab();
+    lab.deploy("[apps.web]\nimage = \"hello\"\nreplicas = 3\n").ok();
+    let before = serving(&lab);
+    let load = lab.load(&["/web/"], 100);
+    shell(&lab, "node2", "kill -STOP $(pgrep -x dockerd)");
+    eventually("it is doubted", 8, || state(&lab, "node2") == "suspect");
+    std::thread::sleep(Duration::from_secs(15));
+    assert_eq!(state(&lab, "node2"), "suspect", "it serves");
+    shell(&lab, "node2", "kill -CONT $(pgrep -x dockerd)");
+    lab.ready(&NODES);
+    assert_eq!(serving(&lab), before);
+    // Its containers end with it, and are started by the next one.
+    shell(&lab, "node2", "kill -TERM $(pgrep -x dockerd)");
+    std::thread::sleep(Duration::from_secs(2));
+    eventually("all serve again", 40, || serving(&lab).len() == 3 && state(&lab, "node2") == "ready");
+    eventually("three containers in all", 20, || lab.containers_of("web", &NODES).len() == 3);
+    load.stop().none_lost();
 }
