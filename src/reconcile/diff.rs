@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    inventory::{Container, ContainerSpec, ContainerState, Node, Ours, Snapshot, Spec},
+    inventory::{Container, ContainerSpec, ContainerState, Node, NodeState, Ours, Snapshot, Spec},
     model::{AppName, CloudId, InstanceId, NodeName, Port, Timestamp},
     plan::{Restart, defaults},
     release::{Release, differences},
@@ -145,6 +145,7 @@ impl<'a> Board<'a> {
     fn turns(&self) -> BTreeMap<&'a AppName, &'a InstanceId> {
         let (mut turns, mut idle) = (BTreeMap::new(), BTreeMap::new());
         let mut gaps: BTreeSet<&AppName> = BTreeSet::new();
+        let serves_unseen = self.serves_unseen();
         for (id, container) in &self.wanted {
             if self.in_place(container) {
                 // Seen to answer, but no request reaches it yet.
@@ -157,7 +158,8 @@ impl<'a> Board<'a> {
                 let these = if self.serves(occupant) { &mut turns } else { &mut idle };
                 these.entry(&id.app).or_insert(*id);
             } else if self.world.release.plan.apps.get(&id.app).is_some_and(|app| app.count() > 1)
-                && self.world.snapshot.nodes.get(&self.world.assignments[*id].node).is_some_and(Node::is_ready)
+                && self.world.snapshot.nodes.get(&self.world.assignments[*id].node).is_some_and(may_come_back_soon)
+                && !serves_unseen.contains(id)
                 && !self.by_instance.get(id).is_some_and(|all| all.iter().any(|(_, c)| self.serves(c)))
             {
                 gaps.insert(&id.app);
@@ -168,6 +170,13 @@ impl<'a> Board<'a> {
         // What serves nobody goes before what does.
         turns.extend(idle);
         turns
+    }
+
+    /// Instances on nodes that do not answer just now, and still get requests.
+    fn serves_unseen(&self) -> BTreeSet<&'a InstanceId> {
+        let all = our_containers(self.world.snapshot, self.world.cloud).filter(|(node, _, _)| !node.is_ready());
+        let serving = all.filter(|(_, c, _)| self.serves(c) && self.serving.contains(c.name.as_str()));
+        serving.map(|(_, _, ours)| &ours.instance).collect()
     }
 
     fn is_routed(&self, app: &AppName) -> bool {
@@ -367,6 +376,11 @@ impl<'a> Board<'a> {
             reason,
         });
     }
+}
+
+/// A node that is lost holds nothing up; one that is silent for a moment may just have been told to stop an instance.
+fn may_come_back_soon(node: &Node) -> bool {
+    !matches!(node.state, NodeState::Lost { .. })
 }
 
 fn holds_port(container: &Container) -> bool {

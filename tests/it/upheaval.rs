@@ -8,6 +8,8 @@ use matrix::reconcile::Hold;
 enum Upset {
     Deploy(String),
     Lose(usize),
+    /// It misses an answer.
+    Doubt(usize),
     Return(usize),
     /// Of all containers of ours, the one of this number ends.
     Ends(usize),
@@ -29,6 +31,7 @@ fn any_upset() -> impl Strategy<Value = Upset> {
     prop_oneof![
         3 => any_plan().prop_map(Upset::Deploy),
         2 => (1..=4usize).prop_map(Upset::Lose),
+        2 => (1..=4usize).prop_map(Upset::Doubt),
         3 => (1..=4usize).prop_map(Upset::Return),
         2 => (0..20usize).prop_map(Upset::Ends),
         1 => (0..20usize).prop_map(Upset::StartsAgain),
@@ -68,6 +71,9 @@ impl Upheaval {
                 self.holds.clear();
             }
             Upset::Lose(n) => node(&mut self.sim, *n, NodeState::Lost { since: now() }),
+            Upset::Doubt(n) => {
+                node(&mut self.sim, *n, NodeState::Suspect { misses: std::num::NonZeroU8::MIN });
+            }
             Upset::Return(n) => node(&mut self.sim, *n, NodeState::Ready),
             Upset::Ends(n) => self.one(*n, |c| c.state = ContainerState::Exited),
             Upset::StartsAgain(n) => self.one(*n, |c| c.id = format!("{}x", c.id)),
@@ -107,7 +113,8 @@ impl Upheaval {
     fn turn(&mut self) -> bool {
         self.steps += 1;
         let admitted = self.sim.snapshot.nodes.len();
-        let lost = self.sim.snapshot.nodes.values().filter(|n| !n.is_ready()).count();
+        let is_lost = |n: &&Node| matches!(n.state, NodeState::Lost { .. });
+        let lost = self.sim.snapshot.nodes.values().filter(is_lost).count();
         let placed = schedule::place(schedule::Input {
             release: &self.sim.release,
             snapshot: &self.sim.snapshot,
@@ -160,7 +167,8 @@ impl Upheaval {
         if let Action::Stop { .. } = action
             && self.sim.release.plan.apps.get(&app).is_some_and(|app| app.count() > 0)
         {
-            let reached = |place: &schedule::Assignment| self.sim.snapshot.nodes[&place.node].is_ready();
+            let lost = |node: &Node| matches!(node.state, NodeState::Lost { .. });
+            let reached = |place: &schedule::Assignment| !lost(&self.sim.snapshot.nodes[&place.node]);
             let placed = || self.sim.assignments.iter().filter(|(id, place)| id.app == app && reached(place));
             // One instance on a fixed port has to go before the next comes, also where it is the only one in reach.
             let forced = evicted || placed().all(|(_, place)| place.pinned_port) && placed().count() <= 1;
@@ -179,9 +187,12 @@ impl Upheaval {
     /// How many instances of an application run, answer and can be reached.
     fn serving(&self, app: &matrix::model::AppName) -> usize {
         let of = |c: &Container| c.ours.as_ref().is_some_and(|o| o.cloud == self.sim.cloud && o.instance.app == *app);
-        let nodes = self.sim.snapshot.nodes.values().filter(|n| n.is_ready());
-        let running = nodes.flat_map(|n| &n.containers).filter(|c| c.state == ContainerState::Running && of(c));
-        running.filter(|c| self.sim.verified.contains_key(&c.name)).count()
+        let routed = |c: &Container| self.sim.table.apps.get(app).is_some_and(|app| app.backends.contains_key(&c.name));
+        let running = self.sim.snapshot.containers().filter(|(_, c)| c.state == ContainerState::Running && of(c));
+        let answers = running.filter(|(_, c)| self.sim.verified.contains_key(&c.name));
+        // What a silent node runs counts while it gets requests.
+        let there = |n: &Node, c: &Container| n.is_ready() || matches!(n.state, NodeState::Suspect { .. }) && routed(c);
+        answers.filter(|(n, c)| there(n, c)).count()
     }
 
     /// Everything is mended, and the loop goes on until it has nothing to say.
