@@ -30,7 +30,7 @@ use cloud::{SmallDisk, written};
 use dice::Dice;
 use faults::{Fault, Thaw};
 use load::{Asked, Fate, Flow, Kind, Load, Mix, Report};
-use plans::{Plan, Release};
+use plans::{App, Plan, Release};
 use rig::{Lab, Ran, run};
 use tally::Tally;
 use watch::Watch;
@@ -145,6 +145,10 @@ impl Run {
         let mut dice = Dice::new(self.seed, number);
         let mut plan = Plan::random(&mut dice);
         eprintln!("{}", plan.text().lines().map(|l| format!("    {l}")).collect::<Vec<_>>().join("\n"));
+        // Twice: what a rollback goes back to has the same applications.
+        let mut before = plan.clone();
+        before.apps.iter_mut().for_each(App::turn);
+        self.cloud.deploy(&before.text());
         let ran = self.cloud.deploy(&plan.text());
         if ran.code != 0 {
             wrong.push(format!("the first deploy failed: {}{}", ran.out, ran.err));
@@ -173,7 +177,13 @@ impl Run {
         drop(watch);
         wrong.extend(checks::all(&self.cloud, &plan));
         self.tally.rounds += 1;
-        for what in wrong {
+        if !wrong.is_empty() {
+            // Before the lab goes, and its logs with it.
+            let kept = format!("target/chaos-{}-{number}-matrix.log", self.seed);
+            _ = std::fs::write(&kept, self.cloud.lab.log("matrix"));
+            eprintln!("  {} things are wrong; the manager's log: {kept}", wrong.len());
+        }
+        for what in wrong.into_iter().take(12) {
             eprintln!("  WRONG: {what}");
             self.tally.failures.push(format!("SEED={} ROUND={number}: {what}", self.seed));
         }
@@ -268,10 +278,12 @@ impl Run {
         for asked in report.losses() {
             let due = asked.due.as_secs_f64();
             let path = &report.paths[asked.path];
-            let by = events.iter().position(|event| {
-                let cost = event.fault.cost(event.held);
-                within(asked, event, if asked.kind == Kind::Post { cost.posts } else { cost.any })
-            });
+            let costs = |cost: fn(&faults::Cost) -> Duration| {
+                let covers = |event: &Event| within(asked, event, cost(&event.fault.cost(event.held)));
+                events.iter().rposition(covers)
+            };
+            let post = || costs(|cost| cost.posts).filter(|_| asked.kind == Kind::Post);
+            let by = costs(|cost| cost.any).or_else(post);
             match by {
                 Some(event) => lost[event] += 1,
                 None => wrong.push(format!("lost at {due:.3} s: {:?} {path}: {}", asked.kind, asked.why())),

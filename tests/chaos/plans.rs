@@ -69,6 +69,11 @@ impl App {
             Place::Replicas(count)
         };
         let publish = dice.chance(40).then_some(port);
+        // A fixed port on two nodes of which one is away cannot be replaced without a gap, and is not waited for.
+        let place = match place {
+            Place::Pinned(_) if publish.is_some() => Place::Pinned(NODES.to_vec()),
+            place => place,
+        };
         Self { name, tag: dice.pick::<&str>(&TAGS), place, publish, turn: 0, flaw: "" }
     }
 
@@ -88,6 +93,11 @@ impl App {
             "[apps.{name}]\nimage = \"hello:{tag}\"\n{place}\n{publish}drain_timeout = \"4s\"\nstop_timeout = \"2s\"\n\
              volumes = [\"ledger:/ledger\"]\n{rest}\n"
         )
+    }
+
+    /// Another one, of the same places.
+    pub fn turn(&mut self) {
+        self.turn += 1;
     }
 
     pub fn count(&self) -> usize {
