@@ -64,14 +64,21 @@ impl<'a> Board<'a> {
         Some(Assignment { node: node.name.clone(), host_port, pinned_port: publish.is_some(), spec })
     }
 
-    /// How a node stands as it is.
-    pub(super) fn now(&self, name: &AppName, node: &Node) -> Score {
-        let Some(load) = self.load.get(&node.name) else { return Score::default() };
+    /// Where an application's instances are.
+    pub(super) fn places_of(&self, app: &AppName) -> impl Iterator<Item = (&InstanceId, &Assignment)> {
+        let first = InstanceId::new(app.clone(), NonZeroU32::MIN);
+        let last = InstanceId::new(app.clone(), NonZeroU32::MAX);
+        self.placed.assignments.range(first..=last)
+    }
+
+    /// How full a node is: thousandths of its memory or processors, and instances.
+    pub(super) fn fill_of(&self, node: &Node) -> (u64, u32) {
+        let Some(load) = self.load.get(&node.name) else { return (0, 0) };
         let share = node.engine.as_ref().map_or(0, |engine| {
             let memory = per_mille(load.memory, engine.memory.bytes());
             memory.max(per_mille(load.cpu_millis, u64::from(engine.cpus) * 1000))
         });
-        Score { same: load.of_app.get(name).copied().unwrap_or(0), share, all: load.instances }
+        (share, load.instances)
     }
 
     fn new(input: Input<'a>) -> Self {
@@ -355,7 +362,7 @@ enum Stay {
 }
 
 /// Less is better: spread the application first, then the load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Score {
     /// How many of the application's instances are there.
     pub(super) same: u32,

@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::rig::{Lab, eventually};
+use crate::{
+    cloud::SmallDisk,
+    rig::{Lab, eventually},
+};
 
 const NODES: [&str; 3] = ["node1", "node2", "node3"];
 
@@ -261,4 +264,40 @@ fn load_spreads_again_when_a_node_returns() {
     std::thread::sleep(Duration::from_secs(8));
     assert_eq!(containers(&lab), spread, "and there it ends");
     load.stop().none_lost();
+}
+
+#[test]
+fn a_full_disk_keeps_what_is_new_away_and_the_status_says_so() {
+    let nodes = ["node1", "node2"];
+    let lab = Lab::up(&nodes);
+    let disk = SmallDisk::under(&lab, "node2", "100m");
+    lab.ready(&nodes);
+    lab.hello("hello:v1", &[("APP", "v1")]);
+    lab.deploy("[apps.web]\nimage = \"hello:v1\"\nreplicas = 2\n").ok();
+    let before = lab.containers("node2");
+    assert_eq!(before.len(), 1);
+    let fill = "free=$(df -k --output=avail /var/lib/docker | tail -1); head -c $((free*95/100*1024)) /dev/zero > /var/lib/docker/fill";
+    lab.on("node2", &["sh", "-c", fill]).ok();
+    // The figures are read every half minute, and at the start.
+    lab.lab(&["service", "restart", "matrix"]).ok();
+    lab.ready(&nodes);
+    eventually("it is known", 10, || state(&lab, "node2")["disk_full"] == true);
+    let problems = lab.cloud()["problems"].to_string();
+    assert!(
+        problems.contains("the disk of node2 is 9") && problems.contains("nothing new is placed there"),
+        "{problems}"
+    );
+    assert!(lab.matrix(&["nodes"]).ok().contains("ready, disk full"));
+    lab.matrix(&["scale", "web=4"]).ok();
+    assert_eq!(lab.containers("node2"), before, "what runs stays, nothing new comes");
+    assert_eq!(lab.containers("node1").len(), 3);
+
+    lab.on("node2", &["rm", "/var/lib/docker/fill"]).ok();
+    lab.lab(&["service", "restart", "matrix"]).ok();
+    lab.ready(&nodes);
+    eventually("it is known", 10, || state(&lab, "node2")["disk_full"] == false);
+    lab.matrix(&["scale", "web=6"]).ok();
+    assert!(lab.containers("node2").len() >= 3, "{:?}", lab.containers("node2"));
+    lab.lab(&["poweroff", "node2"]).ok();
+    drop(disk);
 }
