@@ -7,6 +7,7 @@ use matrix::{
     inventory::{Intake, NodeState},
     model::{NodeName, Timestamp},
     reconcile::{Action, Reason},
+    release::{Release, compare},
     schedule,
 };
 use proptest::prelude::*;
@@ -229,4 +230,25 @@ fn a_node_that_returns_gets_its_share_back() {
     assert_eq!(schedule::better(sim.input(), &all), None, "where it failed it is not sent again");
     assert_eq!(spread(&mut sim), 2);
     assert_eq!((movable(&sim, 1).len(), movable(&sim, 2).len()), (2, 2));
+}
+
+#[test]
+fn a_restart_makes_containers_anew_and_what_was_never_restarted_keeps_its_hash() {
+    let mut sim = Sim::new(2, release(1, "[apps.a]\nimage = \"a:v1\"\n[apps.b]\nimage = \"b:v1\"\n"));
+    sim.settle();
+    let app = |name: &str| matrix::model::AppName::try_from(name).unwrap();
+    let written = serde_json::to_string(&sim.release.spec(&app("a"))).unwrap();
+    assert!(!written.contains("restarts"), "a new key would replace every container: {written}");
+    let again = |last: &Release, names: &[&str]| {
+        let again = names.iter().map(|name| app(name)).collect();
+        let restarts = Release::restarts_after(Some(last), &last.plan, &again);
+        Release { number: last.number + 1, restarts, ..last.clone() }
+    };
+    let next = again(&sim.release, &["a"]);
+    assert_eq!(compare(&sim.release, &next), ["~ a (restart requested)"]);
+    sim.deploy(next);
+    let order: Vec<_> = sim.settle().iter().map(ToString::to_string).collect();
+    assert_eq!(order, ["+ start a.1 on node1 (restart requested)", "- stop a.1 on node1 (replaced)"]);
+    sim.deploy(again(&sim.release, &[]));
+    assert_eq!(sim.settle(), Vec::new(), "the next release remembers it");
 }
