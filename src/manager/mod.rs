@@ -168,11 +168,7 @@ impl Manager {
             stop,
         }));
         manager.gc_remember();
-        let cleaner = manager.clone();
-        tokio::spawn(async move {
-            gc::heal(&cleaner).await;
-            gc::nightly(cleaner).await;
-        });
+        tokio::spawn(gc::nightly(manager.clone()));
         if let Some(plan) = manager.config().plan.clone() {
             tokio::spawn(plan_file::follow(manager.clone(), plan));
         }

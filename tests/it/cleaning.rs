@@ -58,7 +58,7 @@ impl Cloud {
                 at("state"),
                 at("run"),
                 at("r"),
-                format!("kill $(cat {})", at("pid")),
+                format!("[ ! -e {} ] && kill $(cat {})", at("broken"), at("pid")),
             ),
         )
         .unwrap();
@@ -286,4 +286,18 @@ fn a_manager_killed_while_the_registry_is_cleaned_first_makes_it_take_images_aga
     let digest = cloud.push("shop", 3);
     assert!(cloud.is_whole("cloud/shop", &digest));
     assert!(cloud.ok(&["gc"]).contains("freed"));
+}
+
+#[test]
+fn a_registry_that_could_not_be_started_anew_is_told_and_put_right_when_it_can() {
+    let cloud = Cloud::start(0, "", "docker-registry garbage-collect CONFIG && touch $(dirname CONFIG)/broken");
+    (1..3).for_each(|number| _ = cloud.push("shop", number));
+    let output = cloud.matrix(&["gc"]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("may still take no images"), "{}", said(&output));
+    assert!(cloud.is_read_only() && cloud.ok(&["status"]).contains("may still take no images"));
+    fs::remove_file(cloud.at("broken")).unwrap();
+    within("the registry takes images", || !cloud.is_read_only());
+    let digest = cloud.push("shop", 3);
+    assert!(cloud.is_whole("cloud/shop", &digest));
 }

@@ -26,7 +26,6 @@ use crate::{
 use super::{Manager, Overview, events::Kind};
 
 pub(super) use nightly::nightly;
-pub(super) use window::heal;
 
 const LAST: &str = "gc/last";
 

@@ -1,4 +1,4 @@
-//! The cleaning of each night, at the hour the configuration names.
+//! The cleaning of each night, at the hour the configuration names; and looking after a registry that was left half cleaned.
 //!
 //! Makes up for none: what a manager that was down missed comes the next night.
 
@@ -8,24 +8,26 @@ use jiff::{Zoned, civil::Time};
 
 use crate::manager::{Manager, events::Kind};
 
-use super::GcError;
+use super::{GcError, window};
 
 /// How long a release that is under way at that hour is waited for, and a push.
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// A machine that slept, or whose clock was set, is noticed by then.
-const LOOK: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Cleans each night until the manager ends.
 pub(in crate::manager) async fn nightly(manager: Manager) {
-    let Some(at) = manager.config().gc.at.0 else { return };
-    let mut next = after(&Zoned::now(), at);
+    let at = manager.config().gc.at.0;
+    let mut next = at.map(|at| after(&Zoned::now(), at));
     loop {
-        let pause = Duration::try_from(Zoned::now().duration_until(&next)).unwrap_or(Duration::ZERO);
+        window::heal(&manager).await;
+        let left = next.as_ref().map(|next| Zoned::now().duration_until(next));
+        let pause = left.map_or(LOOK, |left| Duration::try_from(left).unwrap_or(Duration::ZERO));
         tokio::select! {
             () = manager.stopped().cancelled() => return,
             () = tokio::time::sleep(pause.min(LOOK)) => {}
         }
-        if Zoned::now() < next {
+        if next.as_ref().is_none_or(|next| Zoned::now() < *next) {
             continue;
         }
         match manager.gc(PATIENCE, |_| ()).await {
@@ -37,7 +39,7 @@ pub(in crate::manager) async fn nightly(manager: Manager) {
                 manager.0.events.tell(Kind::Failed, "gc", None, crate::manager::chain(&error));
             }
         }
-        next = after(&Zoned::now(), at);
+        next = at.map(|at| after(&Zoned::now(), at));
     }
 }
 

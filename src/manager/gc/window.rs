@@ -54,8 +54,8 @@ pub(super) async fn collect(manager: &Manager, patience: Duration) -> Cleaned {
     let result = async {
         let Some(before) = worth_it(manager, patience).await? else { return Ok(0) };
         let done = window(manager).await;
-        let reopened = reopen(manager).await.map_err(Stop::Error);
-        done.and(reopened)?;
+        reopen(manager).await.map_err(|why| Stop::Error(format!("the registry may still take no images: {why}")))?;
+        done?;
         let after = registry::look(manager).await.map_err(Stop::Error)?;
         Ok(bytes(&before).saturating_sub(bytes(&after)))
     };
@@ -67,13 +67,14 @@ pub(super) async fn collect(manager: &Manager, patience: Duration) -> Cleaned {
     cleaned
 }
 
-/// What a manager that was killed in its window left is put right: first of all the registry takes images again.
-pub(in crate::manager) async fn heal(manager: &Manager) {
+/// Puts right what a manager that was killed in its window left, or what could not be started anew: the registry takes
+/// images again.
+pub(super) async fn heal(manager: &Manager) {
+    let Ok(_one) = manager.0.gc.one.try_lock() else { return };
     if !matches!(get_json::<bool>(&**manager.store(), OPEN), Ok(Some(true))) {
         return;
     }
-    let _one = manager.0.gc.one.lock().await;
-    manager.0.events.tell(Kind::Note, "gc", None, "the manager ended while the registry was being cleaned");
+    manager.0.events.tell(Kind::Note, "gc", None, "the registry was left as it was being cleaned: it is started anew");
     let reopened = match locked(manager).await {
         Ok(_no_collector) => reopen(manager).await,
         Err(why) => Err(why),
