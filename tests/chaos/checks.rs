@@ -146,7 +146,9 @@ fn foreign(cloud: &Cloud) -> Option<String> {
 fn vcls(cloud: &Cloud, plan: &Plan) -> Option<String> {
     let workdir = cloud.lab.state_dir().join("varnish").display().to_string();
     let list = cloud.lab.gateway(&["varnishadm", "-n", &workdir, "vcl.list"]).out;
-    let names: Vec<_> = list.lines().filter_map(|l| l.split_whitespace().find(|w| w.starts_with("matrix_"))).collect();
+    // A worker of varnishd holds what it used last until it works again: discarded, but not yet gone.
+    let kept = list.lines().filter(|line| !line.starts_with("discarded"));
+    let names: Vec<_> = kept.filter_map(|l| l.split_whitespace().find(|w| w.starts_with("matrix_"))).collect();
     let of = |start: &str| names.iter().filter(|name| name.starts_with(start)).count();
     let (roots, versions) = (of("matrix_root_"), of("matrix_vcl_"));
     let labels = names.len() - roots - versions - of("matrix_nothing");
