@@ -182,6 +182,7 @@ fn app_differences(old: &App, new: &App) -> impl Iterator<Item = &'static str> +
         ("cache", old.cache_seconds != new.cache_seconds),
         ("idempotent", old.idempotent != new.idempotent),
         ("drain_timeout", old.drain_timeout_seconds != new.drain_timeout_seconds),
+        ("update", old.update != new.update),
     ]
     .into_iter()
     .filter_map(|(name, differs)| differs.then_some(name))

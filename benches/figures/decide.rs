@@ -1,6 +1,6 @@
 //! Placing and comparing for a large cloud: no world, only the processor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use matrix::{
     inventory::{Admission, Container, ContainerState, Engine, HostKey, Intake, Node, NodeState, Snapshot},
@@ -116,6 +116,7 @@ impl Cloud {
             routed: Some(&RoutingTable::default()),
             holds: &BTreeMap::new(),
             staged: None,
+            resting: &BTreeSet::new(),
             now: Timestamp::UNIX_EPOCH,
         });
         (placed.assignments, decision.actions)

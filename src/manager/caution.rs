@@ -105,7 +105,7 @@ pub(super) fn moved<'a>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::{
         inventory::{Container, HostKey},
@@ -145,6 +145,11 @@ mod tests {
             (name, node)
         });
         Snapshot { nodes: nodes.collect() }
+    }
+
+    pub(in super::super) fn ready(names: &[&str]) -> Snapshot {
+        let all: Vec<_> = names.iter().map(|name| (*name, READY)).collect();
+        world(&all)
     }
 
     const READY: Option<NodeState> = Some(NodeState::Ready);

@@ -14,6 +14,8 @@ use crate::{
     store::{Change, Store, StoreError, get_json, list_json},
 };
 
+use super::undo::Watch;
+
 /// What was seen of a container that answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answered {
@@ -36,6 +38,8 @@ pub struct Remembered {
     pub rollout: Option<Rollout>,
     /// Where the instances of that belong.
     pub staged: Assignments,
+    /// The active one, while it is watched.
+    pub watch: Option<Watch>,
     /// How releases ended.
     pub endings: BTreeMap<u64, Ending>,
     /// Where instances are.
@@ -54,6 +58,7 @@ const RELEASE: &str = "release/";
 const CURRENT: &str = "current-release";
 const ROLLOUT: &str = "rollout";
 const STAGED: &str = "staged";
+const WATCH: &str = "watch";
 const ENDING: &str = "ending/";
 const ASSIGNMENTS: &str = "assignments";
 const VERIFIED: &str = "verified";
@@ -87,6 +92,7 @@ impl Journal {
             previous: before,
             rollout: get_json(store, ROLLOUT)?,
             staged: get_json(store, STAGED)?.unwrap_or_default(),
+            watch: get_json(store, WATCH)?,
             endings,
             assignments: get_json(store, ASSIGNMENTS)?.unwrap_or_default(),
             verified: get_json(store, VERIFIED)?.unwrap_or_default(),
@@ -135,7 +141,13 @@ impl Journal {
     ///
     /// # Errors
     /// When the store fails.
-    pub fn end(&self, number: u64, ending: &Ending, places: &Assignments) -> Result<(), StoreError> {
+    pub fn end(
+        &self,
+        number: u64,
+        ending: &Ending,
+        places: &Assignments,
+        watch: Option<&Watch>,
+    ) -> Result<(), StoreError> {
         let mut changes = vec![
             Change::put(format!("{ENDING}{number:012}"), ending)?,
             Change::delete(ROLLOUT),
@@ -144,8 +156,22 @@ impl Journal {
         if ending.state == State::Good {
             changes.push(Change::put(CURRENT, &number)?);
             changes.push(Change::put(ASSIGNMENTS, places)?);
+            changes.push(watch.map_or_else(|| Ok(Change::delete(WATCH)), |watch| Change::put(WATCH, watch))?);
         }
         self.0.transact(&changes)
+    }
+    /// Keeps that an active release failed, and the way back, in one transaction.
+    ///
+    /// # Errors
+    /// When the store fails, or another release took the number.
+    pub fn undo(&self, number: u64, ending: &Ending, back: &Rollout) -> Result<(), StoreError> {
+        self.0.transact(&[
+            Change::put(format!("{ENDING}{number:012}"), ending)?,
+            Change::put(release_key(back.release.number), &back.release)?.expect(0),
+            Change::put(ROLLOUT, back)?,
+            Change::delete(STAGED),
+            Change::delete(WATCH),
+        ])
     }
     /// Keeps what changed of the rest.
     ///

@@ -22,6 +22,7 @@ mod run;
 mod settings;
 mod steer;
 mod submit;
+pub mod undo;
 
 use std::{
     path::PathBuf,

@@ -16,6 +16,7 @@ use super::{
     events::Kind,
     journal::Remembered,
     run::{Decided, Loop, Progress, names},
+    undo::Watch,
 };
 
 /// Where a release on its way belongs.
@@ -122,11 +123,17 @@ impl Loop {
     fn activate(&mut self, rollout: Rollout, places: &Assignments) -> bool {
         let number = rollout.release.number;
         let ending = Ending { state: State::Good, why: Vec::new(), at: Timestamp::now() };
-        if let Err(error) = self.parts.journal.end(number, &ending, places) {
+        let active = self.known.release.clone().unwrap_or_else(Release::none);
+        let watch = Watch::over(&active, &rollout.release, ending.at);
+        if let Err(error) = self.parts.journal.end(number, &ending, places, watch.as_ref()) {
             return self.cannot_write(&error);
         }
         self.parts.events.tell(Kind::Note, "release", None, format!("release {number} answers: switching"));
-        self.known.previous = self.known.release.replace(rollout.release);
+        // A release that was taken back is nothing to go back to.
+        let was_good = |r: &Release| self.known.endings.get(&r.number).is_none_or(|e| e.state == State::Good);
+        let before = self.known.release.replace(rollout.release).filter(was_good);
+        self.known.previous = before.or(self.known.previous.take());
+        self.known.watch = watch;
         self.known.assignments.clone_from(places);
         self.known.verified.append(&mut self.passed);
         self.over(number, ending);
@@ -138,7 +145,7 @@ impl Loop {
         let Some(rollout) = &self.known.rollout else { return };
         let number = rollout.release.number;
         let ending = Ending { state, why, at: Timestamp::now() };
-        if let Err(error) = self.parts.journal.end(number, &ending, &self.known.assignments) {
+        if let Err(error) = self.parts.journal.end(number, &ending, &self.known.assignments, None) {
             self.failing = ending.why;
             self.cannot_write(&error);
             return;

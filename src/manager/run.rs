@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     inventory::{ContainerSpec, NodeState, Snapshot},
-    model::{InstanceId, NodeName, Timestamp},
+    model::{AppName, InstanceId, NodeName, Timestamp},
     reconcile::{self, Action, Decision, Hold, Stage, Staged, World},
     release::{Release, Rollout, State},
     remote::connections,
@@ -131,6 +131,10 @@ pub(super) struct Loop {
     pub(super) failed: Option<u64>,
     /// Whether all of the release on its way answers.
     pub(super) staged: bool,
+    /// Since when most of a watched application's instances are away.
+    pub(super) bad_since: BTreeMap<AppName, Instant>,
+    /// When an instance of an application last began to answer.
+    pub(super) came: BTreeMap<AppName, Instant>,
     lost: BTreeSet<NodeName>,
     started: Instant,
     unsure: caution::Unsure,
@@ -165,6 +169,8 @@ pub(super) async fn run(
         failing: Vec::new(),
         failed: None,
         staged: false,
+        bad_since: BTreeMap::new(),
+        came: BTreeMap::new(),
         lost: BTreeSet::new(),
         started: Instant::now(),
         unsure: caution::Unsure::default(),
@@ -251,6 +257,7 @@ impl Loop {
         match outcome {
             Outcome::Answers(answered) => {
                 self.holds.remove(&name);
+                self.came.insert(action.instance().app.clone(), Instant::now());
                 if again { &mut self.passed } else { &mut self.known.verified }.insert(name, answered);
             }
             Outcome::Gone => {
@@ -299,6 +306,7 @@ impl Loop {
         caution::forget_gone(&mut self.passed, &snapshot);
         let freeze_share = self.parts.config.healing.freeze_share;
         let frozen = self.unsure.look(&snapshot, self.started.elapsed(), freeze_share);
+        self.look_after(&snapshot, now, frozen.is_some());
         let mut decided = self.decide(&snapshot, now, frozen.is_some());
         // What is wanted changes with the phase of a rollout: it is decided anew.
         while self.advance(&decided, &snapshot, frozen.is_some()) {
@@ -397,6 +405,7 @@ impl Loop {
                 stage,
                 passed: &passed,
             }),
+            resting: &self.resting(&release),
             now,
         });
         if release.number == 0 {
@@ -535,13 +544,17 @@ impl Loop {
     }
 
     fn next_look(&self, now: Timestamp) -> Instant {
+        // A watch and a pause end without anything that happens.
+        let timed = self.known.watch.is_some() || self.known.rollout.is_some() && !self.staged;
+        let soon = if timed { Duration::from_secs(1) } else { HEARTBEAT };
         let soonest = self
             .holds
             .values()
             .filter_map(|hold| Duration::try_from(hold.until.duration_since(now)).ok())
             .filter(|pause| !pause.is_zero())
             .min()
-            .unwrap_or(HEARTBEAT);
+            .unwrap_or(HEARTBEAT)
+            .min(soon);
         let grown = self.growing.map_or(HEARTBEAT, |since| TOGETHER.saturating_sub(since.elapsed()));
         Instant::now() + soonest.min(HEARTBEAT).min(grown)
     }

@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, btree_map::Entry};
 use toml::Spanned;
 
 use super::{
-    App, Check, Health, Pin, Placement, Plan, Restart, Volume, defaults,
+    App, Check, Health, Pin, Placement, Plan, Restart, Update, Volume, defaults,
     diagnostic::{Notes, Source, Span},
     table::quoted,
+    update::UpdateSettings,
 };
 use crate::model::{AppName, Cpus, HostName, ImageRef, Memory, NodeName, PathPrefix, Port, Route};
 
@@ -56,6 +57,7 @@ pub(super) struct Settings {
     pub(super) idempotent: Option<bool>,
     pub(super) drain_timeout: Option<u32>,
     pub(super) stop_timeout: Option<u32>,
+    pub(super) update: UpdateSettings,
 }
 
 /// What `health` says.
@@ -93,6 +95,7 @@ impl Settings {
         inherit!(health.interval_ms, health.timeout_ms, health.deadline_seconds);
         inherit!(nodes, port, strip_path, command, entrypoint, volumes, memory, cpus, user, working_dir, restart);
         inherit!(cache, idempotent, drain_timeout, stop_timeout);
+        inherit!(update.mode, update.batch, update.pause, update.watch);
         for (name, value) in &below.environment {
             self.environment.entry(name.clone()).or_insert_with(|| value.clone());
         }
@@ -243,6 +246,15 @@ impl Draft {
             deadline_seconds: written.deadline_seconds.unwrap_or(defaults::DEADLINE_SECONDS),
         }
     }
+    fn update(&self) -> Update {
+        let (it, or) = (&self.settings.update, Update::default());
+        Update {
+            mode: it.mode.unwrap_or(or.mode),
+            batch: it.batch.unwrap_or(or.batch),
+            pause_seconds: it.pause.unwrap_or(or.pause_seconds),
+            watch_seconds: it.watch.unwrap_or(or.watch_seconds),
+        }
+    }
     fn app(&self, routes: Vec<Route>, found: &mut Notes) -> App {
         let it = &self.settings;
         let strip_path = it.strip_path.unwrap_or(false);
@@ -273,6 +285,7 @@ impl Draft {
             idempotent: it.idempotent.unwrap_or(false),
             drain_timeout_seconds: it.drain_timeout.unwrap_or(defaults::DRAIN_SECONDS),
             stop_timeout_seconds: it.stop_timeout.unwrap_or(defaults::STOP_SECONDS),
+            update: self.update(),
         }
     }
 }

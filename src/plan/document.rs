@@ -13,7 +13,7 @@ use super::{
     diagnostic::{Notes, Source, Span, nearest},
     field, health, limits, table,
     table::{Fields, Value},
-    value,
+    update, value,
 };
 use crate::model::{AppName, Invalid, NodeName, PathPrefix, Port};
 
@@ -42,6 +42,7 @@ pub const APP_KEYS: &[&str] = &[
     "idempotent",
     "drain_timeout",
     "stop_timeout",
+    "update",
 ];
 /// The keys that only make sense for one application.
 const ONLY_APPS: &[&str] = &["image", "publish", "path", "host"];
@@ -66,6 +67,7 @@ pub const DEFAULTS_KEYS: &[&str] = &[
     "idempotent",
     "drain_timeout",
     "stop_timeout",
+    "update",
 ];
 /// The keys of an entry of `nodes` that is a table.
 pub const NODE_KEYS: &[&str] = &["node", "publish"];
@@ -228,6 +230,7 @@ fn settings(fields: Fields<'_>, in_defaults: bool, found: &mut Notes) -> Setting
         idempotent: get("idempotent").and_then(|(key, v)| table::boolean(key, v, found)),
         drain_timeout: get("drain_timeout").and_then(|(k, v)| seconds(k, 0, limits::WAIT_SECONDS, v, found)),
         stop_timeout: get("stop_timeout").and_then(|(k, v)| seconds(k, 0, limits::WAIT_SECONDS, v, found)),
+        update: get("update").map(|(_, v)| update::read(v, found)).unwrap_or_default(),
     }
 }
 

@@ -12,6 +12,7 @@ mod legacy;
 mod read;
 mod show;
 pub(crate) mod table;
+mod update;
 pub(crate) mod value;
 mod world;
 
@@ -25,6 +26,7 @@ pub use document::{APP_KEYS, DEFAULTS_KEYS, NODE_KEYS, VOLUME_KEYS};
 pub use health::HEALTH_KEYS;
 pub use read::{Checked, MAX_BYTES, read, read_bytes};
 pub use show::to_toml;
+pub use update::UPDATE_KEYS;
 pub use world::{World, world_warnings};
 
 use crate::model::{AppName, Cpus, ImageRef, Memory, NodeName, Port, Route};
@@ -79,6 +81,44 @@ pub struct App {
     pub drain_timeout_seconds: u32,
     /// How long the process may take between SIGTERM and SIGKILL, in seconds.
     pub stop_timeout_seconds: u32,
+    /// How a release replaces its instances.
+    #[serde(default, skip_serializing_if = "Update::is_default")]
+    pub update: Update,
+}
+
+/// How a release replaces an application's instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    /// In which order.
+    pub mode: Mode,
+    /// How many instances are replaced at once, where they are replaced step by step.
+    pub batch: u32,
+    /// How long to wait before the next ones, in seconds.
+    pub pause_seconds: u32,
+    /// How long after the switch the application may begin to fail and take the release back, in seconds.
+    pub watch_seconds: u32,
+}
+impl Default for Update {
+    fn default() -> Self {
+        Self { mode: Mode::Staged, batch: 1, pause_seconds: 0, watch_seconds: defaults::WATCH_SECONDS }
+    }
+}
+impl Update {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The order in which instances are replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// All new ones answer before any gets a request, then all at once.
+    Staged,
+    /// Some at a time; old and new ones serve side by side meanwhile.
+    Rolling,
+    /// The old ones go first: nobody serves for a while.
+    Recreate,
 }
 
 /// Where instances run.
@@ -176,6 +216,8 @@ pub mod defaults {
     pub const DRAIN_SECONDS: u32 = 30;
     /// Between SIGTERM and SIGKILL, in seconds.
     pub const STOP_SECONDS: u32 = 10;
+    /// How long a release that is active is watched, in seconds.
+    pub const WATCH_SECONDS: u32 = 30;
 }
 
 /// The most instances of one application.

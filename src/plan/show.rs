@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use super::{App, Check, Health, Pin, Placement, Plan, Restart, check::default_health_path, defaults, value};
+use super::{App, Check, Health, Pin, Placement, Plan, Restart, Update, check::default_health_path, defaults, value};
 use crate::model::{AppName, NodeName, Port};
 
 /// The plan as TOML. Reading it back gives an equal plan.
@@ -105,6 +105,7 @@ fn write_app(out: &mut String, name: &AppName, app: &App) -> std::fmt::Result {
     if app.stop_timeout_seconds != defaults::STOP_SECONDS {
         writeln!(out, "stop_timeout = \"{}\"", seconds_text(app.stop_timeout_seconds))?;
     }
+    write_update(out, app.update)?;
     for (table, entries) in [("environment", &app.environment), ("labels", &app.labels)] {
         if !entries.is_empty() {
             writeln!(out, "\n[apps.{}.{table}]", key(name.as_str()))?;
@@ -114,6 +115,24 @@ fn write_app(out: &mut String, name: &AppName, app: &App) -> std::fmt::Result {
         }
     }
     Ok(())
+}
+
+fn write_update(out: &mut String, update: Update) -> std::fmt::Result {
+    let usual = Update::default();
+    let mut parts = Vec::new();
+    if update.mode != usual.mode {
+        parts.push(format!("mode = \"{}\"", update.mode.word()));
+    }
+    if update.batch != usual.batch {
+        parts.push(format!("batch = {}", update.batch));
+    }
+    if update.pause_seconds != usual.pause_seconds {
+        parts.push(format!("pause = \"{}\"", seconds_text(update.pause_seconds)));
+    }
+    if update.watch_seconds != usual.watch_seconds {
+        parts.push(format!("watch = \"{}\"", seconds_text(update.watch_seconds)));
+    }
+    if parts.is_empty() { Ok(()) } else { writeln!(out, "update = {{ {} }}", parts.join(", ")) }
 }
 
 fn seconds_text(seconds: u32) -> String {

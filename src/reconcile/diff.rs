@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     inventory::{Container, ContainerSpec, ContainerState, Node, NodeState, Ours, Snapshot, Spec},
     model::{AppName, CloudId, InstanceId, NodeName, Port, Timestamp},
-    plan::{Restart, defaults},
+    plan::{Mode, Restart, defaults},
     release::{Release, differences},
     routing::RoutingTable,
     schedule::{Assignment, Assignments},
@@ -48,6 +48,8 @@ pub struct World<'a> {
     pub holds: &'a BTreeMap<String, Hold>,
     /// What starts beside it, to take its place once all of that answers.
     pub staged: Option<Staged<'a>>,
+    /// Applications that are replaced step by step and pause before the next step.
+    pub resting: &'a BTreeSet<AppName>,
     /// Now.
     pub now: Timestamp,
 }
@@ -250,6 +252,10 @@ impl<'a> Board<'a> {
             decision.waiting.push((id.clone(), hold.why.clone()));
             return;
         }
+        if there.is_none() && !self.is_staged(&container.name) && !self.may_step(id, decision) {
+            decision.waiting.push((id.clone(), "its turn comes".to_owned()));
+            return;
+        }
         if there.is_none()
             && let Some((_, occupant)) = self.occupant_of(assignment, container)
         {
@@ -265,6 +271,34 @@ impl<'a> Board<'a> {
         } else {
             Action::Start { node, container, reason }
         });
+    }
+
+    /// Whether the plan lets this instance be replaced now, where it says how; lets old ones leave that have to go first.
+    fn may_step(&self, id: &InstanceId, decision: &mut Decision) -> bool {
+        let Some(app) = self.world.release.plan.apps.get(&id.app) else { return true };
+        let old = |id: &InstanceId| {
+            let all = self.by_instance.get(id).into_iter().flatten();
+            let wanted = self.wanted.get(id).map(|wanted| &wanted.name);
+            all.filter(move |(_, c)| Some(&c.name) != wanted && holds_port(c)).map(|(_, c)| *c)
+        };
+        let of_app = || self.wanted.keys().filter(|other| other.app == id.app);
+        match app.update.mode {
+            Mode::Staged => true,
+            Mode::Recreate => {
+                let before: Vec<_> = of_app().flat_map(|other| old(other)).map(|c| c.name.clone()).collect();
+                let may = before.is_empty();
+                decision.leaving.extend(before);
+                may
+            }
+            Mode::Rolling => {
+                if old(id).next().is_none() {
+                    return true;
+                }
+                let open = of_app().filter(|other| !self.in_place(&self.wanted[*other]) && old(other).next().is_some());
+                let batch = usize::try_from(app.update.batch).unwrap_or(usize::MAX);
+                !self.world.resting.contains(&id.app) && open.take(batch).any(|other| *other == id)
+            }
+        }
     }
 
     fn why_new(&self, id: &InstanceId, node: &NodeName, container: &ContainerSpec) -> Reason {

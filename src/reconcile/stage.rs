@@ -10,6 +10,7 @@ use std::{
 use crate::{
     inventory::{ContainerSpec, Snapshot},
     model::{AppName, InstanceId},
+    plan::Mode,
     release::Release,
     schedule::{Assignment, Assignments},
 };
@@ -50,7 +51,7 @@ pub struct Cramped {
 }
 impl fmt::Display for Cramped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let how = if self.gap { "nobody serves it for a moment" } else { "it is replaced one instance at a time" };
+        let how = if self.gap { "nobody serves it for a moment" } else { "it is replaced step by step" };
         write!(f, "{}: {how}", self.why)
     }
 }
@@ -78,6 +79,13 @@ pub fn stage(input: Input<'_>) -> Stage {
             cramped.entry(holder.app.clone()).or_insert(why);
         }
     }
+    let held: BTreeSet<AppName> = cramped.keys().cloned().collect();
+    let replaced = |app: &AppName| beside.iter().any(|(id, place)| id.app == *app && is_new(id, place));
+    for (app, settings) in next.plan.apps.iter().filter(|(app, _)| active.plan.apps.contains_key(*app)) {
+        if settings.update.mode != Mode::Staged && !cramped.contains_key(app) && replaced(app) {
+            cramped.insert(app.clone(), format!("its plan says {}", settings.update.mode.word()));
+        }
+    }
     let mut stage = Stage::default();
     for (id, place) in beside.iter().filter(|(id, _)| !cramped.contains_key(&id.app)) {
         if is_new(id, place) {
@@ -88,7 +96,10 @@ pub fn stage(input: Input<'_>) -> Stage {
     }
     let gap = |app: &AppName| {
         let count = |release: &Release| release.plan.apps.get(app).map(crate::plan::App::count);
-        count(active) == Some(1) && count(next).is_some_and(|count| count > 0)
+        let mode = next.plan.apps.get(app).map(|app| app.update.mode);
+        let side_by_side = mode == Some(Mode::Rolling) && !held.contains(app);
+        let alone = count(active) == Some(1) && !side_by_side || mode == Some(Mode::Recreate);
+        alone && count(next).is_some_and(|count| count > 0)
     };
     stage.cramped = cramped.into_iter().map(|(app, why)| (app.clone(), Cramped { why, gap: gap(&app) })).collect();
     stage

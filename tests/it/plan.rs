@@ -83,6 +83,7 @@ fn the_reference_names_exactly_the_known_keys() {
     health.sort();
     health.dedup();
     assert_eq!(health, sorted(plan::HEALTH_KEYS));
+    assert_eq!(keys(&shop["update"]), sorted(plan::UPDATE_KEYS));
     assert_eq!(keys(&document["apps"]["admin"]["nodes"][0]), sorted(plan::NODE_KEYS));
     assert_eq!(keys(&shop["volumes"][1]), sorted(plan::VOLUME_KEYS));
     let without = |key: &&&str| !["image", "publish", "path", "host"].contains(*key);
@@ -109,6 +110,11 @@ fn no_known_key_is_ignored() {
         let mut less = whole.clone();
         less["apps"]["shop"]["health"].as_table_mut().unwrap().remove(*key);
         assert_ne!(plan_of(&less), plan_of(&whole), "health.{key}");
+    }
+    for key in plan::UPDATE_KEYS {
+        let mut less = whole.clone();
+        less["apps"]["shop"]["update"].as_table_mut().unwrap().remove(*key);
+        assert_ne!(plan_of(&less), plan_of(&whole), "update.{key}");
     }
     // What one application may say, all may say together.
     for key in plan::DEFAULTS_KEYS {
@@ -298,7 +304,18 @@ mod laws {
                 idempotent: false,
                 drain_timeout_seconds: 30,
                 stop_timeout_seconds: 10,
+                update: plan::Update::default(),
             }
+        }
+    }
+    prop_compose! {
+        fn update()(
+            mode in prop_oneof![Just(plan::Mode::Staged), Just(plan::Mode::Rolling), Just(plan::Mode::Recreate)],
+            batch in 1u32..=1000,
+            pause_seconds in 0u32..=3600,
+            watch_seconds in 0u32..=3600,
+        ) -> plan::Update {
+            plan::Update { mode, batch, pause_seconds, watch_seconds }
         }
     }
     prop_compose! {
@@ -313,6 +330,7 @@ mod laws {
             flags in any::<(bool, bool)>(),
             cache_seconds in proptest::option::of(1u32..=31_536_000),
             (drain, stop) in (0u32..=3600, 0u32..=3600),
+            update in update(),
             entrypoint in proptest::option::of(collection::vec("[a-z$;|'\"\\\\]{1,9}", 1..3)),
         ) -> App {
             let hosts: Vec<_> = if paths.is_empty() || hosts.is_empty() { vec![None] } else { hosts.into_iter().map(|h| Some(h.parse().unwrap())).collect() };
@@ -328,6 +346,7 @@ mod laws {
             app.drain_timeout_seconds = drain;
             app.stop_timeout_seconds = stop;
             app.entrypoint = entrypoint;
+            app.update = update;
             app
         }
     }

@@ -31,6 +31,8 @@ pub struct Sim {
     pub doubts: Doubts,
 }
 
+static NONE: BTreeSet<matrix::model::AppName> = BTreeSet::new();
+
 fn now() -> Timestamp {
     Timestamp::UNIX_EPOCH
 }
@@ -108,6 +110,7 @@ impl Sim {
             routed: Some(&self.table),
             holds,
             staged: None,
+            resting: &NONE,
             now: now(),
         }
     }

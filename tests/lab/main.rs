@@ -16,4 +16,5 @@ mod nodes;
 mod operating;
 mod original_plan;
 mod pains;
+mod releases;
 mod rig;
