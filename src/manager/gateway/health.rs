@@ -102,6 +102,8 @@ impl Inner {
             return true;
         };
         let (sick, uneasy) = read(generation, &backends);
+        // Before whoever waits for the answer is woken by it.
+        known.store(true, std::sync::atomic::Ordering::Relaxed);
         self.probes.unhealthy.send_if_modified(|before| {
             let now = Timestamp::now();
             let next: BTreeMap<_, _> = sick
@@ -113,7 +115,6 @@ impl Inner {
             *before = next;
             changed
         });
-        known.store(true, std::sync::atomic::Ordering::Relaxed);
         uneasy
     }
 }
