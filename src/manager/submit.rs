@@ -230,7 +230,9 @@ impl Manager {
         };
         let (changes, mut cramped) = self.preview(&release, &overview);
         // The same again, while it is on its way: whoever asks sees how it ends.
-        let asked_before = |rollout: &&Rollout| rollout.release.same_content(&release.plan, &release.images);
+        let asked_before = |rollout: &&Rollout| {
+            rollout.release.same_content(&release.plan, &release.images) && rollout.release.restarts == release.restarts
+        };
         if let Some(rollout) = overview.remembered.rollout.as_ref().filter(asked_before) {
             let release = rollout.release.number;
             return Ok(Submitted { release, new: true, turn: 0, changes, cramped, warnings });
