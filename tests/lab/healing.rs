@@ -16,6 +16,14 @@ fn lab() -> Lab {
     lab
 }
 
+/// A manager that has just started moves nothing for a quarter of a minute.
+fn experienced() -> Lab {
+    let begun = Instant::now();
+    let lab = lab();
+    std::thread::sleep(Duration::from_secs(16).saturating_sub(begun.elapsed()));
+    lab
+}
+
 fn state(lab: &Lab, node: &str) -> String {
     lab.cloud()["nodes"][node]["state"].as_str().unwrap_or_default().to_owned()
 }
@@ -28,7 +36,7 @@ fn serving(lab: &Lab) -> Vec<(String, String)> {
 
 #[test]
 fn a_node_without_power_loses_no_request_and_its_instances_run_elsewhere() {
-    let lab = lab();
+    let lab = experienced();
     lab.deploy("[apps.web]\nimage = \"hello\"\nreplicas = 3\n").ok();
     let load = lab.load(&["/web/"], 200);
     load.until(Duration::from_secs(3));
@@ -100,7 +108,7 @@ fn shell(lab: &Lab, node: &str, script: &str) {
 
 #[test]
 fn a_node_that_was_cut_off_comes_back_to_exactly_what_is_wanted() {
-    let lab = lab();
+    let lab = experienced();
     lab.deploy("[apps.web]\nimage = \"hello\"\nreplicas = 3\n").ok();
     let load = lab.load(&["/web/"], 200);
     load.until(Duration::from_secs(2));
@@ -127,11 +135,9 @@ fn a_node_that_was_cut_off_comes_back_to_exactly_what_is_wanted() {
 
 #[test]
 fn a_manager_without_a_network_moves_nothing() {
-    let lab = lab();
+    let lab = experienced();
     lab.deploy("[apps.web]\nimage = \"hello\"\nreplicas = 3\n").ok();
     let (before, containers) = (serving(&lab), lab.containers_of("web", &NODES));
-    // Past the time in which a manager that just started moves nothing anyway.
-    std::thread::sleep(Duration::from_secs(12));
     lab.gateway(&["ip", "link", "set", "eth1", "down"]).ok();
     eventually("it is unsure", 15, || {
         let problems = lab.cloud()["problems"].to_string();
@@ -200,7 +206,7 @@ fn an_instance_that_hangs_is_shown_and_replaced() {
 
 #[test]
 fn a_replica_that_keeps_dying_on_one_node_runs_on_another() {
-    let lab = lab();
+    let lab = experienced();
     let command = "command = [\"/bin/sh\", \"-c\", \"/bin/sh -c 'test ! -e /flags/crash' || exit 1; exec /hello\"]";
     let volume = "volumes = [\"/tmp/flags:/flags\"]";
     for node in NODES {
