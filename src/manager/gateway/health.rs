@@ -66,8 +66,8 @@ impl Gateway {
     pub fn sees(&self, address: IpAddr) -> Vec<Sight> {
         let probes = &self.inner.probes;
         let Some(running) = probes.running() else { return Vec::new() };
-        let known = probes.known.load(std::sync::atomic::Ordering::Relaxed);
         let sick = probes.unhealthy.borrow();
+        let known = probes.known.load(std::sync::atomic::Ordering::Relaxed);
         let there = running.table.apps.values().flat_map(|app| &app.backends);
         let there = there.filter(|(_, backend)| backend.serving && backend.address == address);
         let sight = |(container, backend): (&String, &crate::routing::Backend)| Sight {
@@ -113,6 +113,8 @@ impl Inner {
                 .collect();
             let changed = next != *before;
             *before = next;
+            // Together: whoever hears of it asks at once.
+            known.store(true, std::sync::atomic::Ordering::Relaxed);
             changed
         });
         uneasy
