@@ -2,7 +2,10 @@
 
 use std::{fmt::Write, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
 
 use crate::{
     inventory::{ContainerSpec, ContainerState, Snapshot},
@@ -29,6 +32,8 @@ pub(super) struct Hands {
     pub nodes: Nodes,
     pub gateway: Option<Gateway>,
     pub events: Events,
+    /// While others serve, a node starts one container at a time: requests go before them.
+    pub turn: Option<Arc<Semaphore>>,
     /// How to tell that the instance serves; none: it is not in the plan any more.
     pub health: Option<Health>,
 }
@@ -122,6 +127,10 @@ async fn start(
         hands.events.tell(Kind::Note, &container.ours.instance, Some(node), format!("pulling {}", image.repository));
         engine.pull(image, |_| {}).await?;
     }
+    let _turn = match &hands.turn {
+        Some(turn) => turn.acquire().await.ok(),
+        None => None,
+    };
     let id = engine.create(container).await?;
     engine.start(&id).await?;
     Ok(id)

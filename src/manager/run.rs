@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -133,6 +133,8 @@ pub(super) struct Loop {
     pub(super) staged: bool,
     /// Since when most of a watched application's instances are away.
     pub(super) bad_since: BTreeMap<AppName, Instant>,
+    /// Whose turn it is to start a container, by node.
+    starts: BTreeMap<NodeName, Arc<Semaphore>>,
     /// When an instance of an application last began to answer.
     pub(super) came: BTreeMap<AppName, Instant>,
     lost: BTreeSet<NodeName>,
@@ -170,6 +172,7 @@ pub(super) async fn run(
         failed: None,
         staged: false,
         bad_since: BTreeMap::new(),
+        starts: BTreeMap::new(),
         came: BTreeMap::new(),
         lost: BTreeSet::new(),
         started: Instant::now(),
@@ -511,6 +514,10 @@ impl Loop {
             nodes: self.parts.nodes.clone(),
             gateway: self.parts.gateway.clone(),
             events: self.parts.events.clone(),
+            turn: self.known.rollout.as_ref().and(self.known.release.as_ref()).map(|_| {
+                let of_node = self.starts.entry(action.node().clone());
+                Arc::clone(of_node.or_insert_with(|| Arc::new(Semaphore::new(1))))
+            }),
             health,
         };
         let sender = self.sender.clone();
