@@ -148,7 +148,7 @@ fn a_full_disk_on_a_node_is_told_with_the_nodes_name() {
     let load = lab.load(&["/web/"], 100);
     load.until(Duration::from_secs(2));
     let ran = lab.deploy("[apps.web]\nimage = \"big\"\nnodes = [\"node1\", \"node2\"]\n");
-    assert_eq!(ran.code, 1, "{}", ran.err);
+    assert_eq!(ran.code, 2, "{}", ran.err);
     let full = ran.err.lines().find(|l| l.contains("no space left") || l.contains("disk")).unwrap_or_default();
     assert!(full.contains("node2") && !full.contains("node1 "), "{}", ran.err);
     assert!(before.iter().any(|name| lab.containers_of("web", &NODES).contains(name)), "an old one serves on");
