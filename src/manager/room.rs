@@ -67,7 +67,10 @@ impl Manager {
                     ByteSize(bytes.saturating_mul(UNPACKED))
                 )),
                 Room::No { bytes } => {
-                    disks.full.push(format!("{name} has {has} free, and the images that come are {}", ByteSize(bytes)));
+                    disks.full.push(format!(
+                        "the disk of {name} has {has} free, and the images that come are {}",
+                        ByteSize(bytes)
+                    ));
                 }
             }
         }

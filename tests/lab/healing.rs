@@ -91,7 +91,7 @@ fn a_node_whose_sshd_alone_is_cut_off_serves_on_and_nothing_moves() {
     assert!(report.percentile(100) < Duration::from_secs(1), "nothing was cut: {report}");
     let by = report.by_instance("/web/");
     assert_eq!(by.len(), 3, "{by:?}");
-    assert!(by.values().all(|count| *count > report.total() / 4), "all three served: {by:?}");
+    assert!(by.values().all(|count| *count > report.total() / 10), "all three served: {by:?}");
     lab.ready(&NODES);
     assert_eq!(serving(&lab), before);
     assert_eq!(lab.containers_of("web", &NODES).len(), 3);
