@@ -40,12 +40,13 @@ pub(super) fn place(
     doubts: &Doubts,
 ) -> Placed {
     let next = &rollout.release;
-    // What is the same in both keeps its place; what differs keeps the place it was given beside.
+    // A place that was given stays, wherever what runs has moved meanwhile: a place of its own each time would start
+    // another container each time.
     let same = |app: &AppName| release.spec(app).is_some() && release.spec(app) == next.spec(app);
     let mut previous = known.staged.clone();
     for (id, place) in &known.assignments {
         if same(&id.app) || !known.staged.keys().any(|staged| staged.app == id.app) {
-            previous.insert(id.clone(), place.clone());
+            previous.entry(id.clone()).or_insert_with(|| place.clone());
         }
     }
     let beside = Beside::of(release, &known.assignments, next);
