@@ -135,6 +135,9 @@ pub(super) struct Loop {
     pub(super) bad_since: BTreeMap<AppName, Instant>,
     /// Whose turn it is to start a container, by node.
     starts: BTreeMap<NodeName, Arc<Semaphore>>,
+    /// What of a watched release served at the last look, and how often instances of each application fell.
+    pub(super) served: BTreeSet<String>,
+    pub(super) falls: BTreeMap<AppName, usize>,
     /// When an instance of an application last began to answer.
     pub(super) came: BTreeMap<AppName, Instant>,
     lost: BTreeSet<NodeName>,
@@ -173,6 +176,8 @@ pub(super) async fn run(
         staged: false,
         bad_since: BTreeMap::new(),
         starts: BTreeMap::new(),
+        served: BTreeSet::new(),
+        falls: BTreeMap::new(),
         came: BTreeMap::new(),
         lost: BTreeSet::new(),
         started: Instant::now(),

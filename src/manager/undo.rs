@@ -71,19 +71,34 @@ impl Loop {
     pub(super) fn look_after(&mut self, snapshot: &Snapshot, now: Timestamp, frozen: bool) {
         let Some(watch) = self.known.watch.clone().filter(|_| self.known.rollout.is_none() && !frozen) else {
             self.bad_since.clear();
+            self.served.clear();
+            self.falls.clear();
             return;
         };
         let unhealthy = self.parts.gateway.as_ref().map(|gateway| gateway.unhealthy().borrow().clone());
         let serves = |name: &str| {
             self.known.verified.contains_key(name) && unhealthy.as_ref().is_none_or(|all| !all.contains_key(name))
         };
+        // An engine starts what ends again and again anew, so that it is never away for long.
+        let watched = || names(&self.known.assignments).filter(|(_, id)| watch.apps.contains_key(&id.app));
+        let now_serving: BTreeSet<String> = watched().map(|(name, _)| name).filter(|name| serves(name)).collect();
+        let mut falls = std::mem::take(&mut self.falls);
+        for (_, id) in watched().filter(|(name, _)| self.served.contains(name) && !now_serving.contains(name)) {
+            *falls.entry(id.app.clone()).or_default() += 1;
+        }
+        let often = |app: &AppName| {
+            let count = watched().filter(|(_, id)| id.app == *app).count();
+            falls.get(app).is_some_and(|falls| *falls > count)
+        };
+        let restless = watch.apps.keys().find(|app| often(app)).cloned();
         let bad = failing(&watch, &self.known.assignments, snapshot, serves, now);
+        (self.served, self.falls) = (now_serving, falls);
         self.bad_since.retain(|app, _| bad.contains(app));
         for app in bad {
             self.bad_since.entry(app).or_insert_with(Instant::now);
         }
         let given_up = self.bad_since.iter().find(|(_, since)| since.elapsed() >= PATIENCE).map(|(app, _)| app.clone());
-        if let Some(app) = given_up {
+        if let Some(app) = given_up.or(restless) {
             self.take_back(watch.release, &app);
         } else if watch.apps.values().all(|until| *until <= now) && self.bad_since.is_empty() {
             self.known.watch = None;
@@ -92,6 +107,7 @@ impl Loop {
 
     fn take_back(&mut self, number: u64, app: &AppName) {
         self.bad_since.clear();
+        self.falls.clear();
         self.known.watch = None;
         let last = self.holds.iter().find(|(name, _)| name.starts_with(&format!("{app}.")));
         let detail = last.map(|(_, hold)| format!(": {}", hold.why)).unwrap_or_default();
