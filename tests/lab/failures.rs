@@ -71,6 +71,7 @@ fn a_cloud_serves_while_its_manager_is_away_and_finds_it_again() {
     let said = lab.deploy(&plan("v1")).ok();
     assert!(said.contains("nothing to change"), "{said}");
     assert_eq!(lab.containers_of("web", &NODES), before);
+    load.until(Duration::from_secs(4));
     load.stop().none_lost();
 }
 
