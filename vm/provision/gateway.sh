@@ -17,7 +17,7 @@ fill() {
 hostnamectl set-hostname matrix-manager
 export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
-apt-get -qq install --no-install-recommends -y dnsmasq docker-registry varnish gcc libc6-dev squid openssh-client >/dev/null
+apt-get -qq install --no-install-recommends -y dnsmasq docker-registry varnish tcc gcc libc6-dev squid openssh-client >/dev/null
 
 fill dnsmasq.conf /etc/dnsmasq.d/matrix.conf inside="$inside" leases=/var/lib/misc/dnsmasq.leases
 fill registry.yml /etc/docker/registry/config.yml storage=/var/lib/docker-registry

@@ -3,7 +3,7 @@
 # Says nothing and takes no time when all is there. Services the packages bring do not start: a lab runs its own.
 set -eu
 
-lab="gcc libc6-dev mmdebstrap dnsmasq-base iptables iproute2 util-linux mount procps openssh-client varnish docker-registry curl ca-certificates"
+lab="gcc libc6-dev tcc mmdebstrap dnsmasq-base iptables iproute2 util-linux mount procps openssh-client varnish docker-registry curl ca-certificates"
 tests="skopeo buildah wrk jq chromium chromium-driver vagrant busybox-static"
 # what other releases call them, or do not have
 alternatives="chromium-driver:chromium-chromedriver chromium:chromium-browser"
