@@ -4,7 +4,7 @@
 set -eu
 
 lab="gcc libc6-dev tcc mmdebstrap dnsmasq-base iptables iproute2 util-linux mount procps openssh-client varnish docker-registry curl ca-certificates"
-tests="skopeo buildah wrk jq chromium chromium-driver vagrant busybox-static"
+tests="openssh-server skopeo buildah wrk jq chromium chromium-driver vagrant busybox-static"
 # what other releases call them, or do not have
 alternatives="chromium-driver:chromium-chromedriver chromium:chromium-browser"
 
@@ -73,7 +73,7 @@ $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-
 
 # Nor at the next start of this machine, where they were not wanted before.
 if [ -d /run/systemd/system ]; then
-    for service in varnish varnishncsa docker-registry; do
-        case " $install " in *" ${service%ncsa} "*) $as_root systemctl -q disable --now "$service" 2>/dev/null || true ;; esac
+    for pair in varnish:varnish varnish:varnishncsa docker-registry:docker-registry openssh-server:ssh; do
+        case " $install " in *" ${pair%:*} "*) $as_root systemctl -q disable --now "${pair#*:}" 2>/dev/null || true ;; esac
     done
 fi
