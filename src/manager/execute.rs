@@ -2,10 +2,7 @@
 
 use std::{fmt::Write, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     inventory::{ContainerSpec, ContainerState, Snapshot},
@@ -24,6 +21,7 @@ use super::{
     gateway::Gateway,
     journal::Answered,
     nodes::Nodes,
+    pace::{self, Turn},
 };
 
 /// What an action works with.
@@ -32,8 +30,8 @@ pub(super) struct Hands {
     pub nodes: Nodes,
     pub gateway: Option<Gateway>,
     pub events: Events,
-    /// While others serve, a node starts one container at a time: requests go before them.
-    pub turn: Option<Arc<Semaphore>>,
+    /// Where it waits for its turn: requests go before it.
+    pub turn: Option<Turn>,
     /// How to tell that the instance serves; none: it is not in the plan any more.
     pub health: Option<Health>,
 }
@@ -103,7 +101,7 @@ pub(super) async fn execute(hands: &Hands, action: &Action) -> Outcome {
                 engine.stop(&hands.config.cloud, id, *stop_seconds).await?;
                 engine.remove(&hands.config.cloud, id).await
             };
-            match ended.await {
+            match pace::in_turn(hands.turn.as_ref(), ended).await {
                 Ok(()) => {
                     _ = hands.nodes.refresh(node).await;
                     hands.events.tell(Kind::Done, instance, Some(node), "stopped");
@@ -127,13 +125,12 @@ async fn start(
         hands.events.tell(Kind::Note, &container.ours.instance, Some(node), format!("pulling {}", image.repository));
         engine.pull(image, |_| {}).await?;
     }
-    let _turn = match &hands.turn {
-        Some(turn) => turn.acquire().await.ok(),
-        None => None,
+    let started = async {
+        let id = engine.create(container).await?;
+        engine.start(&id).await?;
+        Ok(id)
     };
-    let id = engine.create(container).await?;
-    engine.start(&id).await?;
-    Ok(id)
+    pace::in_turn(hands.turn.as_ref(), started).await
 }
 
 /// Asks until it answers or its deadline is over; tells the last answer and the container's last lines then.

@@ -14,6 +14,7 @@ mod healer;
 pub mod journal;
 pub mod nodes;
 mod operate;
+mod pace;
 mod plan_file;
 mod rollout;
 mod room;

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,7 @@ use super::{
     heal, healer,
     journal::{Answered, Journal, Remembered},
     nodes::Nodes,
+    pace::Pace,
     rollout,
     route::TOGETHER,
 };
@@ -133,8 +134,7 @@ pub(super) struct Loop {
     pub(super) staged: bool,
     /// Since when most of a watched application's instances are away.
     pub(super) bad_since: BTreeMap<AppName, Instant>,
-    /// Whose turn it is to start a container, by node.
-    starts: BTreeMap<NodeName, Arc<Semaphore>>,
+    pace: Pace,
     /// What of a watched release served at the last look, and how often instances of each application fell.
     pub(super) served: BTreeSet<String>,
     pub(super) falls: BTreeMap<AppName, usize>,
@@ -175,7 +175,7 @@ pub(super) async fn run(
         failed: None,
         staged: false,
         bad_since: BTreeMap::new(),
-        starts: BTreeMap::new(),
+        pace: Pace::default(),
         served: BTreeSet::new(),
         falls: BTreeMap::new(),
         came: BTreeMap::new(),
@@ -424,7 +424,8 @@ impl Loop {
             };
             decision.actions.retain(|a| !matches!(a, Action::Stop { name, .. } if !of_failed(name)));
         }
-        Decided { release, stage, unplaced, no_room, decision }
+        let ready = snapshot.nodes.values().filter(|node| node.is_ready()).count();
+        Decided { release, stage, unplaced, no_room, decision, ready }
     }
 
     /// Gives a replica another node, where all is calm and the load is spread better by it.
@@ -519,10 +520,7 @@ impl Loop {
             nodes: self.parts.nodes.clone(),
             gateway: self.parts.gateway.clone(),
             events: self.parts.events.clone(),
-            turn: self.known.rollout.as_ref().and(self.known.release.as_ref()).map(|_| {
-                let of_node = self.starts.entry(action.node().clone());
-                Arc::clone(of_node.or_insert_with(|| Arc::new(Semaphore::new(1))))
-            }),
+            turn: self.may_wait(&action, decided).then(|| self.pace.turn(action.node(), decided.ready)),
             health,
         };
         let sender = self.sender.clone();
@@ -533,6 +531,13 @@ impl Loop {
             };
             _ = sender.send(Message::Ended { action: Box::new(action), again, outcome });
         });
+    }
+
+    /// While others serve, a release takes its time, and so does whatever only has to go. Healing does not.
+    fn may_wait(&self, action: &Action, decided: &Decided) -> bool {
+        let serves = |table: &RoutingTable| table.apps.values().any(|app| !app.backends.is_empty());
+        let urgent = !matches!(action, Action::Stop { .. }) && decided.stage.is_none();
+        !urgent && self.applied.as_ref().is_some_and(serves)
     }
 
     fn failures(&self, wanted: &BTreeSet<String>) -> BTreeMap<InstanceId, String> {
@@ -582,6 +587,8 @@ pub(super) struct Decided {
     /// What of the release on its way finds no room, for people.
     pub no_room: Vec<String>,
     pub decision: Decision,
+    /// How many nodes answer.
+    pub ready: usize,
 }
 
 fn statuses(answered: &BTreeMap<String, Answered>) -> BTreeMap<String, Option<u16>> {
