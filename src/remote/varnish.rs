@@ -1,6 +1,8 @@
 //! The gateway's varnishd, spoken to through its own tools: `varnishadm` and `varnishstat`.
 //!
-//! One call, one short process: nothing here keeps a connection, decides, or retries. Arguments only, never a shell.
+//! Nothing here decides or retries. Arguments and words only, never a shell.
+
+mod cli;
 
 use std::{
     collections::BTreeMap,
@@ -13,10 +15,13 @@ use std::{
 use serde::Deserialize;
 use tokio::process::Command;
 
-/// A varnishd, by its working directory (`-n`).
+use cli::{Cli, Silent};
+
+/// A varnishd, by its working directory (`-n`). Clones share one connection to it.
 #[derive(Debug, Clone)]
 pub struct Varnish {
     workdir: PathBuf,
+    cli: Cli,
 }
 
 /// Why varnishd did not do it.
@@ -101,13 +106,13 @@ pub struct BackendHealth {
 
 /// Longer than any load that ends by itself; the tool's own five seconds are too few for big ones.
 const LOADING: Duration = Duration::from_secs(120);
-/// For all else. Also how long the tool waits for a varnishd that is just starting.
+/// For all else.
 const ASKING: Duration = Duration::from_secs(10);
 
 impl Varnish {
     /// The varnishd of this working directory, an absolute path.
     pub fn new(workdir: impl Into<PathBuf>) -> Self {
-        Self { workdir: workdir.into() }
+        Self { workdir: workdir.into(), cli: Cli::default() }
     }
 
     /// Its working directory.
@@ -173,9 +178,7 @@ impl Varnish {
     }
 
     async fn load_as(&self, name: &str, file: &Path, state: &str) -> Result<(), VarnishError> {
-        // The tool joins its arguments with blanks.
-        let file = format!("\"{}\"", file.display().to_string().replace('\\', r"\\").replace('"', "\\\""));
-        self.admin(["vcl.load", name, &file, state]).await.map(drop)
+        self.admin(["vcl.load", name, &file.display().to_string(), state]).await.map(drop)
     }
 
     /// Lets a VCL that was loaded for later be used.
@@ -250,49 +253,44 @@ impl Varnish {
         struct Counter {
             value: u64,
         }
-        let args = ["-j", "-1", "-f", "VBE.*.conn"];
-        let answer = self.run("varnishstat", args.map(OsStr::new), "varnishstat".to_owned(), ASKING).await?;
+        let answer = self.stat(["-j", "-1", "-f", "VBE.*.conn"]).await?;
         // Without a single backend it prints nothing but braces.
         let stat: Stat = parse("varnishstat", &answer)?;
         let name = |key: &str| Some(key.strip_prefix("VBE.")?.strip_suffix(".conn")?.to_owned());
         Ok(stat.counters.into_iter().filter_map(|(key, counter)| Some((name(&key)?, counter.value))).collect())
     }
 
-    async fn admin<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Result<String, VarnishError> {
-        let args: Vec<_> = args.into_iter().map(|a| a.as_ref().to_owned()).collect();
-        let command = args.iter().take(2).map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ");
-        let patience = if command.starts_with("vcl.load") { LOADING } else { ASKING };
-        let all = [OsStr::new("-t").to_owned(), patience.as_secs().to_string().into()].into_iter().chain(args);
-        self.run("varnishadm", all, command, patience).await
+    async fn admin<A: AsRef<str>>(&self, words: impl IntoIterator<Item = A>) -> Result<String, VarnishError> {
+        let words: Vec<_> = words.into_iter().map(|word| word.as_ref().to_owned()).collect();
+        let command = words.iter().take(2).map(String::as_str).collect::<Vec<_>>().join(" ");
+        let after = if command.starts_with("vcl.load") { LOADING } else { ASKING };
+        let down = || VarnishError::Down { workdir: self.workdir.clone() };
+        // Whoever speaks to one that is not there waits for it.
+        let process = self.process().ok_or_else(down)?;
+        match self.cli.say(&self.workdir, process, &words, after).await {
+            Ok(said) if said.status == 200 => Ok(said.text),
+            Ok(said) => Err(VarnishError::Refused { command, message: said.text.trim().to_owned() }),
+            Err(Silent::Tool(source)) => Err(VarnishError::Tool { tool: "varnishadm", source }),
+            Err(Silent::Slow) => Err(VarnishError::Slow { command, after }),
+            Err(Silent::Ended) => Err(down()),
+        }
     }
 
-    async fn run<A: AsRef<OsStr>>(
-        &self,
-        tool: &'static str,
-        args: impl IntoIterator<Item = A>,
-        command: String,
-        patience: Duration,
-    ) -> Result<String, VarnishError> {
-        // The tools wait for one that is not there.
-        let down = || VarnishError::Down { workdir: self.workdir.clone() };
+    /// What varnishstat prints.
+    async fn stat<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Result<String, VarnishError> {
+        let (tool, down) = ("varnishstat", || VarnishError::Down { workdir: self.workdir.clone() });
         self.process().ok_or_else(down)?;
         let child =
             Command::new(tool).arg("-n").arg(&self.workdir).args(args).stdin(Stdio::null()).kill_on_drop(true).output();
-        let after = patience + Duration::from_secs(5);
-        let output = match tokio::time::timeout(after, child).await {
-            Err(_) => return Err(VarnishError::Slow { command, after }),
+        let output = match tokio::time::timeout(ASKING, child).await {
+            Err(_) => return Err(VarnishError::Slow { command: tool.to_owned(), after: ASKING }),
             Ok(Err(source)) => return Err(VarnishError::Tool { tool, source }),
             Ok(Ok(output)) => output,
         };
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        // 1: it answered no. Anything else: it did not answer.
-        if output.status.code() != Some(1) || self.process().is_none() {
+        if !output.status.success() {
             return Err(down());
         }
-        let said = [output.stdout, output.stderr].concat();
-        Err(VarnishError::Refused { command, message: String::from_utf8_lossy(&said).trim().to_owned() })
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 

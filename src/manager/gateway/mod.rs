@@ -60,6 +60,8 @@ struct Inner {
     sick: Mutex<BTreeSet<String>>,
     /// What probes say.
     probes: health::Probes,
+    /// The last count of requests in flight, and when it began.
+    counts: tokio::sync::Mutex<Option<(Instant, BTreeMap<String, u64>)>>,
 }
 
 /// What the gateway is like.
@@ -172,6 +174,7 @@ impl Gateway {
                 preparing: Mutex::default(),
                 sick: Mutex::default(),
                 probes: health::Probes::default(),
+                counts: tokio::sync::Mutex::default(),
             }),
         };
         if gateway.inner.varnish.is_some() {
@@ -219,8 +222,14 @@ impl Gateway {
         let Some(varnish) = &self.inner.varnish else { return Ok(None) };
         let id = vcl::backend_id(container);
         let of = |name: &str| name.starts_with(vcl::PREFIX) && name.rsplit_once('.').is_some_and(|(_, b)| b == id);
-        let counts = varnish.in_flight().await?;
-        let ours: Vec<u64> = counts.into_iter().filter(|(name, _)| of(name)).map(|(_, count)| count).collect();
+        let asked = Instant::now();
+        let mut last = self.inner.counts.lock().await;
+        // Who waited meanwhile shares a count that began after it was asked for.
+        if last.as_ref().is_none_or(|(began, _)| *began < asked) {
+            *last = Some((Instant::now(), varnish.in_flight().await?));
+        }
+        let counts = last.iter().flat_map(|(_, counts)| counts);
+        let ours: Vec<u64> = counts.filter(|(name, _)| of(name)).map(|(_, count)| *count).collect();
         Ok((!ours.is_empty()).then(|| ours.iter().sum()))
     }
 
@@ -500,7 +509,11 @@ impl Inner {
         };
         if as_wanted {
             self.forget_prepared(varnish, generation).await;
-            return self.became(true, None, None);
+            // While it is up, what went wrong last is a table that was refused: another table ends that.
+            if !self.state.borrow().up {
+                self.became(true, None, None);
+            }
+            return;
         }
         match self.install(varnish, generation).await {
             Ok(applied) => {
