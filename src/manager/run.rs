@@ -27,6 +27,7 @@ use crate::{
 
 use super::{
     balance::Balance,
+    canary::Watching,
     caution,
     config::Config,
     events::{Events, Kind},
@@ -147,6 +148,8 @@ pub(super) struct Loop {
     /// Nodes' states as they were told last.
     told: BTreeMap<NodeName, &'static str>,
     balance: Balance,
+    /// What is watched while the release on its way gets a share of the requests.
+    pub(super) canary: Option<Watching>,
 }
 
 /// Runs until the token is cancelled. What is under way on nodes is left to end by itself.
@@ -185,6 +188,7 @@ pub(super) async fn run(
         turn: 0,
         told: BTreeMap::new(),
         balance: Balance::default(),
+        canary: None,
     };
     loop {
         let wake = this.evaluate();
@@ -222,6 +226,7 @@ impl Loop {
                 self.known.staged.clear();
                 self.passed.clear();
                 self.failing.clear();
+                self.canary = None;
                 self.try_at_once(turn);
             }
             Message::Activate { turn } => {
@@ -321,8 +326,13 @@ impl Loop {
             decided = self.decide(&snapshot, now, frozen.is_some());
         }
         let staged = decided.stage.as_ref().map(|(_, stage)| stage.names()).unwrap_or_default();
-        // What is staged gets no request before the switch.
-        let away: BTreeSet<String> = decided.decision.leaving.union(&staged).cloned().collect();
+        // What is staged gets no request before the switch, or its share.
+        let tried = self.tried_places(&decided);
+        let trial = tried.as_ref().zip(self.known.rollout.as_ref());
+        let trial = trial.map(|(places, rollout)| routes::Trial { release: &rollout.release, places });
+        let shares = trial.map(|trial| trial.names()).unwrap_or_default();
+        let away: BTreeSet<String> =
+            decided.decision.leaving.union(&staged).filter(|name| !shares.contains(*name)).cloned().collect();
         let verified = statuses(&self.known.verified);
         let routes_of = |last| routes::Input {
             cloud: &self.parts.config.cloud,
@@ -332,6 +342,7 @@ impl Loop {
             verified: &verified,
             leaving: &away,
             last,
+            trial,
         };
         let table = routes::table(routes_of(&self.known.table));
         let starts = decided.decision.actions.iter().any(|action| matches!(action, Action::Start { .. }));
@@ -557,7 +568,7 @@ impl Loop {
 
     fn next_look(&self, now: Timestamp) -> Instant {
         // A watch and a pause end without anything that happens.
-        let timed = self.known.watch.is_some() || self.known.rollout.is_some() && !self.staged;
+        let timed = self.known.watch.is_some() || self.canary.is_some() || self.known.rollout.is_some() && !self.staged;
         let soon = if timed { Duration::from_secs(1) } else { HEARTBEAT };
         let soonest = self
             .holds

@@ -69,6 +69,8 @@ pub(super) struct Meant {
     pub message: Option<String>,
     pub dry_run: bool,
     pub stage: bool,
+    /// Whether it comes without a canary, whatever its plan says: all of it ran before.
+    pub straight: bool,
     /// Applications whose containers are to be made anew.
     pub restart: BTreeSet<AppName>,
 }
@@ -175,7 +177,8 @@ impl Manager {
         self.still_there(&release).await?;
         let message = rollback.message.or_else(|| Some(format!("rollback to release {wanted}")));
         let Rollback { by, dry_run, .. } = rollback;
-        self.propose(release.plan, release.images, Meant { by, message, dry_run, ..Meant::default() }, Vec::new()).await
+        let meant = Meant { by, message, dry_run, straight: true, ..Meant::default() };
+        self.propose(release.plan, release.images, meant, Vec::new()).await
     }
 
     /// That every image of a release can still be pulled.
@@ -253,7 +256,7 @@ impl Manager {
             _ = self.0.inbox.send(Message::Again { turn });
             return Ok(submitted);
         }
-        let rollout = Rollout::new(release, Timestamp::now(), meant.stage);
+        let rollout = Rollout { straight: meant.straight, ..Rollout::new(release, Timestamp::now(), meant.stage) };
         self.0.journal.begin(&rollout)?;
         self.0.events.tell(Kind::Begin, "release", None, format!("release {number} by {}", rollout.release.by));
         _ = self.0.inbox.send(Message::Release { rollout: Box::new(rollout), turn });
