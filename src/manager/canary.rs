@@ -218,8 +218,8 @@ impl Loop {
         let routed = up && self.applied.as_ref().is_some_and(shared_out);
         let Some(watching) = &mut self.canary else { return (None, Vec::new()) };
         watching.learn(&self.known.table, apps);
-        let mut broken: Vec<String> =
-            self.gateway_error.iter().filter(|_| up).map(|(why, _)| format!("the gateway refused it: {why}")).collect();
+        let refused = self.gateway_error.iter().filter(|(it, table)| it.refused && *table == self.known.table);
+        let mut broken: Vec<String> = refused.map(|(it, _)| format!("the gateway refused it: {}", it.why)).collect();
         let gone: Vec<_> = pending.iter().filter(|id| apps.contains(&id.app)).map(ToString::to_string).collect();
         watching.away = if gone.is_empty() { None } else { watching.away.or_else(|| Some(Instant::now())) };
         if watching.away.is_some_and(|since| since.elapsed() >= PATIENCE) {

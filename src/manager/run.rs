@@ -91,7 +91,15 @@ pub(super) enum Message {
     /// An action ended.
     Ended { action: Box<Action>, again: bool, outcome: Outcome },
     /// The gateway took a table, or not.
-    Applied { table: Box<RoutingTable>, result: Result<(), String> },
+    Applied { table: Box<RoutingTable>, result: Result<(), Untaken> },
+}
+
+/// Why the gateway has not taken a table.
+#[derive(Debug)]
+pub(super) struct Untaken {
+    pub why: String,
+    /// Whether it would not take it another time either; else it was not there, and has it when it is back.
+    pub refused: bool,
 }
 
 /// What the loop works with.
@@ -121,7 +129,8 @@ pub(super) struct Loop {
     pub(super) applying: bool,
     /// Since when there are backends the gateway does not have yet, while more are on their way.
     pub(super) growing: Option<Instant>,
-    pub(super) gateway_error: Option<(String, RoutingTable)>,
+    /// The table the gateway has not taken, and why.
+    pub(super) gateway_error: Option<(Untaken, RoutingTable)>,
     pub(super) holds: BTreeMap<String, Hold>,
     pub(super) running: BTreeMap<String, (Action, CancellationToken)>,
     /// Containers that stay and passed the health check of the release on its way.
@@ -246,11 +255,11 @@ impl Loop {
                         self.applied = Some(*table);
                         self.gateway_error = None;
                     }
-                    Err(why) => {
-                        if self.gateway_error.as_ref().is_none_or(|(last, _)| *last != why) {
-                            self.parts.events.tell(Kind::Failed, "gateway", None, why.clone());
+                    Err(untaken) => {
+                        if self.gateway_error.as_ref().is_none_or(|(last, _)| last.why != untaken.why) {
+                            self.parts.events.tell(Kind::Failed, "gateway", None, untaken.why.clone());
                         }
-                        self.gateway_error = Some((why, *table));
+                        self.gateway_error = Some((untaken, *table));
                     }
                 }
             }
@@ -367,7 +376,7 @@ impl Loop {
         self.route();
         let routed = self.applied.as_ref() == Some(&self.known.table);
         let failures = self.failures(&wanted);
-        let gateway = self.gateway_error.as_ref().map(|(why, _)| why.clone());
+        let gateway = self.gateway_error.as_ref().map(|(untaken, _)| untaken.why.clone());
         let still = self.running.is_empty() && (routed || gateway.is_some()) && !self.applying;
         let about = self.about();
         let progress = Progress {
