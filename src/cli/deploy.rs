@@ -123,6 +123,9 @@ fn show(submitted: &Submitted, dry_run: bool, out: &Printer) {
     for cramped in &submitted.cramped {
         out.warning(cramped);
     }
+    for canary in &submitted.canaries {
+        out.line(canary);
+    }
     let number = submitted.release;
     match (submitted.changes.len(), dry_run) {
         (0, _) if !submitted.new => out.line(format!("nothing to change: the cloud runs release {number}")),

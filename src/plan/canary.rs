@@ -92,7 +92,7 @@ pub(super) fn read(fields: &Fields<'_>, found: &mut Notes) -> CanarySettings {
     let first = KEYS.iter().find_map(|key| Some(Spanned::new(fields.get(key)?.span(), *key)));
     CanarySettings {
         share: fields.get("share").and_then(|v| share(v, found)),
-        time: fields.get("time").and_then(|v| seconds("update.time", 1, limits::CANARY_SECONDS, v, found)),
+        time: fields.get("time").and_then(|v| seconds("update.time", 1, limits::WAIT_SECONDS, v, found)),
         errors: fields.get("errors").and_then(|v| percent("update.errors", 0, v, found)),
         latency: fields
             .get("latency")

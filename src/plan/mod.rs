@@ -257,8 +257,6 @@ mod limits {
     pub(super) const CACHE_SECONDS: u32 = 31_536_000;
     /// How long anything is waited for: an hour.
     pub(super) const WAIT_SECONDS: u32 = 3600;
-    /// How long a canary may be watched: a day.
-    pub(super) const CANARY_SECONDS: u32 = 86_400;
     /// The longest interval and answer of a probe: a minute.
     pub(super) const PROBE_MS: u64 = 60_000;
 }

@@ -315,7 +315,7 @@ mod laws {
             pause_seconds in 0u32..=3600,
             watch_seconds in 0u32..=3600,
             share in 1u32..=100,
-            time_seconds in 1u32..=86_400,
+            time_seconds in 1u32..=3600,
             errors in (0u32..=10_000).prop_map(plan::Percent),
             latency_ms in proptest::option::of(1u32..=60_000),
         ) -> plan::Update {

@@ -95,7 +95,10 @@ fn a_good_canary_goes_on_and_loses_nothing() {
     lab.deploy(&plan("good", "v1", "share = 20")).ok();
     let load = lab.load(&["/good/"], 150);
     let begun = Instant::now();
-    let deploy = Deploy::begin(lab, &plan("good", "v2", "share = 20, time = \"12s\", latency = \"5s\""));
+    let next = plan("good", "v2", "share = 20, time = \"12s\", latency = \"5s\"");
+    let said = lab.deploy_with(&next, &["--dry-run"]).ok();
+    assert!(said.contains("good begins with 20% of its requests, for 12 s"), "{said}");
+    let deploy = Deploy::begin(lab, &next);
     eventually("it is tried out", 30, || step(lab).starts_with("canary: 20% of good's requests go to release"));
     assert_eq!(containers(lab, "good").len(), 4, "old and new side by side");
     let status = lab.matrix(&["status"]).ok();
@@ -118,7 +121,7 @@ fn a_good_canary_goes_on_and_loses_nothing() {
     // The way back, and what changes no image, need no trial.
     for command in [&["rollback"][..], &["restart", "good"], &["scale", "good=3"]] {
         let ran = lab.matrix(command);
-        assert!(ran.code == 0 && !ran.out.contains("canary"), "{}{}", ran.out, ran.err);
+        assert!(ran.code == 0 && !ran.out.contains("% of"), "{}{}", ran.out, ran.err);
     }
 }
 
@@ -203,4 +206,51 @@ fn a_canary_is_held_ended_early_and_thrown_away() {
         assert!(lab.get("/hand/").1.contains("<h1>v2</h1>"));
     }
     load.stop().none_lost();
+}
+
+#[test]
+fn a_canary_whose_answers_take_too_long_is_taken_back() {
+    let lab = lab();
+    lab.deploy(&plan("late", "v1", "share = 50")).ok();
+    let before = containers(lab, "late");
+    let load = lab.load(&["/late/slow?ms=150"], 60);
+    let ran = lab.deploy(&plan("late", "v2", "share = 50, time = \"30s\", latency = \"100ms\""));
+    assert_eq!(ran.code, 1, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("answers of its new instances took longer than 100 ms to begin"), "{}", ran.err);
+    eventually("the old ones alone, the very same", 15, || containers(lab, "late") == before);
+    assert_eq!(load.stop().lost(), 0);
+}
+
+/// How many requests to the new instances are known of.
+fn counted(lab: &Lab) -> Option<u64> {
+    step(lab).rsplit_once(" of ")?.1.split_once(' ')?.0.parse().ok()
+}
+
+#[test]
+fn what_dies_in_the_phase_does_not_end_it() {
+    let lab = lab();
+    lab.deploy(&plan("dies", "v1", "share = 50")).ok();
+    let old = containers(lab, "dies");
+    let load = lab.load(&["/dies/"], 100);
+    // The requests that a dying process takes with it are told as failed; they are sent again elsewhere.
+    let deploy = Deploy::begin(lab, &plan("dies", "v2", "share = 50, time = \"25s\", errors = \"50%\""));
+    eventually("it is tried out", 30, || step(lab).starts_with("canary: 50% of dies's"));
+    eventually("it is counted", 10, || counted(lab).is_some_and(|count| count > 20));
+    let killed = containers(lab, "dies").into_keys().find(|name| !old.contains_key(name)).unwrap();
+    let on = NODES.into_iter().find(|node| lab.containers(node).contains_key(&killed)).unwrap();
+    lab.on(on, &["docker", "kill", &killed]).ok();
+    let running = || lab.on(on, &["docker", "ps", "--format", "{{.Names}}"]).out.lines().any(|name| name == killed);
+    eventually("it runs again", 10, running);
+    load.stop().none_lost();
+
+    // The gateway's Varnish starts anew: its log is read again.
+    let load = lab.load(&["/dies/"], 100);
+    let before = counted(lab).unwrap();
+    lab.lab(&["service", "crash", "varnish"]).ok();
+    eventually("it answers again", 10, || lab.get("/dies/").0 == 200);
+    eventually("it is counted again", 15, || counted(lab).is_some_and(|count| count > before + 50));
+    let ran = deploy.end();
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert!(lab.get("/dies/").1.contains("<h1>v2</h1>"));
+    load.stop();
 }
