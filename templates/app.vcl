@@ -34,11 +34,29 @@ backend default none;
 
 {%- if several %}
 sub vcl_init {
+{%- if canary %}
+    # In turn, for the first attempt: those that are tried out, or the others; each stands in where no other is healthy.
+    new trial = directors.round_robin();
+{%- for id in canary.new %}
+    trial.add_backend({{ id }});
+{%- endfor %}
+    new usual = directors.round_robin();
+{%- for id in canary.old %}
+    usual.add_backend({{ id }});
+{%- endfor %}
+    new trial_first = directors.fallback();
+    trial_first.add_backend(trial.backend());
+    trial_first.add_backend(usual.backend());
+    new usual_first = directors.fallback();
+    usual_first.add_backend(usual.backend());
+    usual_first.add_backend(trial.backend());
+{%- else %}
     # In turn, for the first attempt.
     new turn = directors.round_robin();
 {%- for backend in backends %}
     turn.add_backend({{ backend.id }});
 {%- endfor %}
+{%- endif %}
     # In an order of its own for each URL, for further attempts.
     new other = directors.shard();
 {%- for backend in backends %}
@@ -81,7 +99,13 @@ sub vcl_recv {
 {%- if strip_by_host %}
     unset req.http.X-Matrix-Key;
 {%- endif %}
-{%- if several %}
+{%- if canary %}
+    if (std.random(0, 100) < {{ canary.share }}) {
+        set req.backend_hint = trial_first.backend();
+    } else {
+        set req.backend_hint = usual_first.backend();
+    }
+{%- elif several %}
     set req.backend_hint = turn.backend();
 {%- endif %}
     if (req.http.Upgrade ~ "(?i)^websocket$" && req.http.Sec-WebSocket-Key) {

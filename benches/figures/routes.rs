@@ -96,6 +96,7 @@ fn table(ports: &[u16], changed: u16) -> Res<RoutingTable> {
             cache_seconds: None,
             idempotent: false,
             backends: backends.collect::<Res<BTreeMap<_, _>>>()?,
+            canary: None,
         };
         Ok((name, routing))
     };

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     inventory::{Container, ContainerSpec, ContainerState, Engine, Intake, Node, Snapshot},
-    manager::{Manager, Overview},
+    manager::{Manager, Overview, journal::Remembered},
     model::{AppName, CloudId, InstanceId, NodeName, Port, Timestamp},
     schedule::Assignment,
 };
@@ -20,6 +20,9 @@ pub struct StatusView {
     pub cloud: CloudId,
     /// The release it should run; none yet.
     pub release: Option<ReleaseView>,
+    /// The release that is to follow it; none is on its way.
+    #[serde(default)]
+    pub on_its_way: Option<OnItsWayView>,
     /// Whether it runs that, and nothing is under way.
     pub settled: bool,
     /// What is wrong, for people, the worst first.
@@ -30,6 +33,15 @@ pub struct StatusView {
     pub applications: BTreeMap<AppName, ApplicationView>,
     /// Nodes by name.
     pub nodes: BTreeMap<NodeName, NodeBrief>,
+}
+
+/// A release that is on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnItsWayView {
+    /// Its number.
+    pub number: u64,
+    /// How far it is, for people.
+    pub step: String,
 }
 
 /// A release in short.
@@ -177,6 +189,11 @@ pub fn status(manager: &Manager) -> StatusView {
     StatusView {
         cloud: cloud.clone(),
         release,
+        on_its_way: overview
+            .progress
+            .rollout
+            .clone()
+            .map(|step| OnItsWayView { number: overview.progress.release, step }),
         settled: overview.progress.settled,
         problems,
         gateway_up,
@@ -234,7 +251,13 @@ fn applications(
         if view.instances.iter().any(|i| i.container.as_deref() == Some(&container.name)) {
             continue;
         }
-        let state = if node.is_ready() { InstanceState::Leaving } else { InstanceState::Unreachable };
+        let (state, why) = if !node.is_ready() {
+            (InstanceState::Unreachable, Some(format!("{} does not answer; when it does, this goes", node.name)))
+        } else if let Some(beside) = beside(known, &ours.instance, &container.name) {
+            beside
+        } else {
+            (InstanceState::Leaving, None)
+        };
         view.instances.push(InstanceView {
             node: Some(node.name.clone()),
             address: Some(node.address),
@@ -243,7 +266,7 @@ fn applications(
             image: Some(container.image.clone()),
             created: container.created,
             release: Some(ours.release),
-            why: (!node.is_ready()).then(|| format!("{} does not answer; when it does, this goes", node.name)),
+            why,
             ..bare(&ours.instance, state)
         });
     }
@@ -252,6 +275,25 @@ fn applications(
         view.serving = u32::try_from(serving).unwrap_or(u32::MAX);
     }
     all
+}
+
+/// How a container of the release on its way is, beside those that it is to replace.
+fn beside(known: &Remembered, id: &InstanceId, container: &str) -> Option<(InstanceState, Option<String>)> {
+    let place = known.staged.get(id).filter(|_| known.rollout.is_some())?;
+    if ContainerSpec::name_of(id, &place.spec, &place.node, place.host_port) != container {
+        return None;
+    }
+    let canary = known.table.apps.get(&id.app).and_then(|routing| routing.canary.as_ref());
+    Some(match canary.filter(|canary| canary.backends.contains(container)) {
+        Some(canary) => {
+            let why = format!("of the next release, which has {}% of the requests until the switch", canary.share);
+            (InstanceState::Waiting, Some(why))
+        }
+        None if known.verified.contains_key(container) => {
+            (InstanceState::Waiting, Some("answers and waits for the switch".to_owned()))
+        }
+        None => (InstanceState::Starting, None),
+    })
 }
 
 fn bare(id: &InstanceId, state: InstanceState) -> InstanceView {

@@ -24,7 +24,7 @@ pub struct Args {
     /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Stop before the switch: `matrix activate` makes it, `matrix abort` throws the release away
+    /// Stop before the switch (or the canary): `matrix activate` goes on, `matrix abort` throws the release away
     #[arg(long, conflicts_with = "dry_run")]
     stage: bool,
     /// What to say of this release
@@ -46,7 +46,7 @@ pub(super) fn watch(_args: OnItsWay, global: &Global, out: &Printer) -> Result<(
     follow(global, "/v1/follow", &Steer { by: user() }, false, out)
 }
 
-/// Makes a staged release active, and shows it until it ends.
+/// Lets a staged release go on, or ends its canary, and shows it until it ends.
 pub(super) fn activate(_args: OnItsWay, global: &Global, out: &Printer) -> Result<(), Failure> {
     follow(global, "/v1/activate", &Steer { by: user() }, false, out)
 }
@@ -122,6 +122,9 @@ fn show(submitted: &Submitted, dry_run: bool, out: &Printer) {
     }
     for cramped in &submitted.cramped {
         out.warning(cramped);
+    }
+    for canary in &submitted.canaries {
+        out.line(canary);
     }
     let number = submitted.release;
     match (submitted.changes.len(), dry_run) {

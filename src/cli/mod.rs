@@ -80,7 +80,7 @@ enum Command {
     Plan(plan::Args),
     /// Make the cloud run a plan
     Deploy(deploy::Args),
-    /// Make a staged release active
+    /// Let a staged release go on, or end its canary: the switch
     Activate(deploy::OnItsWay),
     /// Throw the release away that is on its way
     Abort(deploy::OnItsWay),

@@ -55,6 +55,9 @@ fn show(status: &StatusView, out: &Printer) {
         }
     };
     out.line(format!("cloud {}, {release}{}", status.cloud, if status.settled { "" } else { ", under way" }));
+    if let Some(next) = &status.on_its_way {
+        out.line(format!("release {} is on its way: {}", next.number, next.step));
+    }
     for problem in &status.problems {
         out.warning(problem);
     }

@@ -3,6 +3,7 @@
 //! Not needed for routes to stay up: when it is gone, the gateway and the nodes go on as they are.
 
 mod balance;
+mod canary;
 mod caution;
 pub mod config;
 pub mod events;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     inventory::Snapshot,
     model::{AppName, InstanceId, Timestamp},
-    reconcile::{self, Action, Stage, StageInput, waited_for},
+    reconcile::{self, Action, Stage, StageInput, canary, waited_for},
     release::{Ending, Phase, Release, Rollout, State},
     schedule::{self, Assignments, Beside, Doubts, Unplaced},
 };
@@ -90,28 +90,48 @@ impl Loop {
         let answered = |name: &str| self.known.verified.contains_key(name);
         let pending = stage.pending(snapshot, answered, |name| self.passed.contains_key(name));
         self.staged = pending.is_empty();
-        if frozen || !self.staged {
+        if frozen {
+            return false;
+        }
+        if let Phase::Canary { apps } = rollout.phase.clone() {
+            return self.look_at_canary(rollout, &apps, (places, stage), &pending);
+        }
+        if !self.staged {
             return false;
         }
         match &rollout.phase {
             _ if rollout.hold => false,
-            Phase::Staging if !stage.cramped.is_empty() => {
-                for (app, cramped) in &stage.cramped {
-                    self.parts.events.tell(Kind::Note, app, None, cramped.to_string());
+            Phase::Staging => {
+                let active = self.known.release.clone().unwrap_or_else(Release::none);
+                let tried = canary::tried(&active, &rollout.release, stage);
+                if rollout.straight || tried.is_empty() || self.parts.config.varnish.is_none() {
+                    return self.go_on(rollout, stage, places);
                 }
-                let apps = stage.cramped.keys().cloned().collect();
-                self.turn_to(Rollout { phase: Phase::Rolling { apps }, since: Timestamp::now(), ..rollout })
+                self.try_out(rollout, tried)
             }
             Phase::Rolling { apps }
                 if waited_for(&self.known.assignments, snapshot, answered).any(|id| apps.contains(&id.app)) =>
             {
                 false
             }
-            Phase::Staging | Phase::Rolling { .. } => self.activate(rollout, places),
+            Phase::Canary { .. } | Phase::Rolling { .. } => self.activate(rollout, places),
         }
     }
 
-    fn turn_to(&mut self, rollout: Rollout) -> bool {
+    /// What has no room beside itself comes next, and then the switch.
+    pub(super) fn go_on(&mut self, rollout: Rollout, stage: &Stage, places: &Assignments) -> bool {
+        self.canary = None;
+        if stage.cramped.is_empty() {
+            return self.activate(rollout, places);
+        }
+        for (app, cramped) in &stage.cramped {
+            self.parts.events.tell(Kind::Note, app, None, cramped.to_string());
+        }
+        let apps = stage.cramped.keys().cloned().collect();
+        self.turn_to(Rollout { phase: Phase::Rolling { apps }, since: Timestamp::now(), ..rollout })
+    }
+
+    pub(super) fn turn_to(&mut self, rollout: Rollout) -> bool {
         match self.parts.journal.rollout(&rollout) {
             Ok(()) => {
                 self.known.rollout = Some(rollout);
@@ -168,6 +188,7 @@ impl Loop {
         self.known.endings.insert(number, ending);
         self.failing.clear();
         self.staged = false;
+        self.canary = None;
     }
 
     fn cannot_write(&self, error: &crate::store::StoreError) -> bool {
@@ -175,10 +196,12 @@ impl Loop {
         false
     }
 
-    /// The switch need not wait any longer.
+    /// The switch (or the canary before it) need not wait any longer.
     pub(super) fn release_hold(&mut self) {
-        if let Some(rollout) = self.known.rollout.clone().filter(|rollout| rollout.hold) {
-            self.turn_to(Rollout { hold: false, ..rollout });
+        let Some(rollout) = self.known.rollout.clone() else { return };
+        let tried = matches!(rollout.phase, Phase::Canary { .. });
+        if rollout.hold || tried {
+            self.turn_to(Rollout { hold: false, straight: rollout.straight || tried, ..rollout });
         }
     }
 
@@ -205,6 +228,10 @@ impl Loop {
         let step = match &rollout.phase {
             Phase::Staging if self.staged && rollout.hold => "staged".to_owned(),
             Phase::Staging => format!("{waiting} instances have not answered yet"),
+            Phase::Canary { apps } => match &self.canary {
+                Some(watching) => watching.step(&rollout.release, apps),
+                None => "canary".to_owned(),
+            },
             Phase::Rolling { apps } => {
                 format!("replacing {}", apps.iter().map(AppName::as_str).collect::<Vec<_>>().join(", "))
             }

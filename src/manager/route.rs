@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{model::AppName, reconcile::Action, routing::AppRouting};
+use crate::{model::AppName, reconcile::Action, remote::varnish::VarnishError, routing::AppRouting};
 
 use super::{
     execute,
-    run::{Loop, Message},
+    gateway::GatewayError,
+    run::{Loop, Message, Untaken},
 };
 
 /// How long a backend that answers waits for others, so that they are routed together.
@@ -25,9 +26,10 @@ impl Loop {
             }
             return;
         };
-        let refused =
-            self.gateway_error.as_ref().is_some_and(|(_, refused)| refused == table) && gateway.state().borrow().up;
-        if self.applying || self.applied.as_ref() == Some(table) || refused {
+        let up = gateway.state().borrow().up;
+        // One that was not there is told once more when it is back, which wakes the loop.
+        let told = self.gateway_error.as_ref().is_some_and(|(untaken, last)| last == table && untaken.refused == up);
+        if self.applying || self.applied.as_ref() == Some(table) || told {
             self.growing = None;
             return;
         }
@@ -38,7 +40,11 @@ impl Loop {
         self.applying = true;
         let (gateway, table, sender) = (gateway.clone(), table.clone(), self.sender.clone());
         tokio::spawn(async move {
-            let result = gateway.apply(&table).await.map(drop).map_err(|e| execute::chain(&e));
+            let untaken = |error: GatewayError| {
+                let refused = !matches!(error, GatewayError::Varnish(VarnishError::Down { .. }));
+                Untaken { why: execute::chain(&error), refused }
+            };
+            let result = gateway.apply(&table).await.map(drop).map_err(untaken);
             _ = sender.send(Message::Applied { table: Box::new(table), result });
         });
     }

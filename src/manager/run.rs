@@ -27,6 +27,7 @@ use crate::{
 
 use super::{
     balance::Balance,
+    canary::Watching,
     caution,
     config::Config,
     events::{Events, Kind},
@@ -91,7 +92,15 @@ pub(super) enum Message {
     /// An action ended.
     Ended { action: Box<Action>, again: bool, outcome: Outcome },
     /// The gateway took a table, or not.
-    Applied { table: Box<RoutingTable>, result: Result<(), String> },
+    Applied { table: Box<RoutingTable>, result: Result<(), Untaken> },
+}
+
+/// Why the gateway has not taken a table.
+#[derive(Debug)]
+pub(super) struct Untaken {
+    pub why: String,
+    /// Whether it would not take it another time either; else it was not there, and has it when it is back.
+    pub refused: bool,
 }
 
 /// What the loop works with.
@@ -121,7 +130,8 @@ pub(super) struct Loop {
     pub(super) applying: bool,
     /// Since when there are backends the gateway does not have yet, while more are on their way.
     pub(super) growing: Option<Instant>,
-    pub(super) gateway_error: Option<(String, RoutingTable)>,
+    /// The table the gateway has not taken, and why.
+    pub(super) gateway_error: Option<(Untaken, RoutingTable)>,
     pub(super) holds: BTreeMap<String, Hold>,
     pub(super) running: BTreeMap<String, (Action, CancellationToken)>,
     /// Containers that stay and passed the health check of the release on its way.
@@ -147,6 +157,8 @@ pub(super) struct Loop {
     /// Nodes' states as they were told last.
     told: BTreeMap<NodeName, &'static str>,
     balance: Balance,
+    /// What is watched while the release on its way gets a share of the requests.
+    pub(super) canary: Option<Watching>,
 }
 
 /// Runs until the token is cancelled. What is under way on nodes is left to end by itself.
@@ -185,6 +197,7 @@ pub(super) async fn run(
         turn: 0,
         told: BTreeMap::new(),
         balance: Balance::default(),
+        canary: None,
     };
     loop {
         let wake = this.evaluate();
@@ -222,6 +235,7 @@ impl Loop {
                 self.known.staged.clear();
                 self.passed.clear();
                 self.failing.clear();
+                self.canary = None;
                 self.try_at_once(turn);
             }
             Message::Activate { turn } => {
@@ -241,11 +255,11 @@ impl Loop {
                         self.applied = Some(*table);
                         self.gateway_error = None;
                     }
-                    Err(why) => {
-                        if self.gateway_error.as_ref().is_none_or(|(last, _)| *last != why) {
-                            self.parts.events.tell(Kind::Failed, "gateway", None, why.clone());
+                    Err(untaken) => {
+                        if self.gateway_error.as_ref().is_none_or(|(last, _)| last.why != untaken.why) {
+                            self.parts.events.tell(Kind::Failed, "gateway", None, untaken.why.clone());
                         }
-                        self.gateway_error = Some((why, *table));
+                        self.gateway_error = Some((untaken, *table));
                     }
                 }
             }
@@ -321,8 +335,13 @@ impl Loop {
             decided = self.decide(&snapshot, now, frozen.is_some());
         }
         let staged = decided.stage.as_ref().map(|(_, stage)| stage.names()).unwrap_or_default();
-        // What is staged gets no request before the switch.
-        let away: BTreeSet<String> = decided.decision.leaving.union(&staged).cloned().collect();
+        // What is staged gets no request before the switch, or its share.
+        let tried = self.tried_places(&decided);
+        let trial = tried.as_ref().zip(self.known.rollout.as_ref());
+        let trial = trial.map(|(places, rollout)| routes::Trial { release: &rollout.release, places });
+        let shares = trial.map(|trial| trial.names()).unwrap_or_default();
+        let away: BTreeSet<String> =
+            decided.decision.leaving.union(&staged).filter(|name| !shares.contains(*name)).cloned().collect();
         let verified = statuses(&self.known.verified);
         let routes_of = |last| routes::Input {
             cloud: &self.parts.config.cloud,
@@ -332,6 +351,7 @@ impl Loop {
             verified: &verified,
             leaving: &away,
             last,
+            trial,
         };
         let table = routes::table(routes_of(&self.known.table));
         let starts = decided.decision.actions.iter().any(|action| matches!(action, Action::Start { .. }));
@@ -356,7 +376,7 @@ impl Loop {
         self.route();
         let routed = self.applied.as_ref() == Some(&self.known.table);
         let failures = self.failures(&wanted);
-        let gateway = self.gateway_error.as_ref().map(|(why, _)| why.clone());
+        let gateway = self.gateway_error.as_ref().map(|(untaken, _)| untaken.why.clone());
         let still = self.running.is_empty() && (routed || gateway.is_some()) && !self.applying;
         let about = self.about();
         let progress = Progress {
@@ -562,7 +582,7 @@ impl Loop {
 
     fn next_look(&self, now: Timestamp) -> Instant {
         // A watch and a pause end without anything that happens.
-        let timed = self.known.watch.is_some() || self.known.rollout.is_some() && !self.staged;
+        let timed = self.known.watch.is_some() || self.canary.is_some() || self.known.rollout.is_some() && !self.staged;
         let soon = if timed { Duration::from_secs(1) } else { HEARTBEAT };
         let soonest = self
             .holds

@@ -81,7 +81,7 @@ impl Manager {
         }
         let said: Vec<_> = scale.counts.iter().map(|(name, count)| format!("{name}={count}")).collect();
         let message = scale.message.or_else(|| Some(format!("scale {}", said.join(" "))));
-        let meant = Meant { by: scale.by, message, dry_run: scale.dry_run, ..Meant::default() };
+        let meant = Meant { by: scale.by, message, dry_run: scale.dry_run, straight: true, ..Meant::default() };
         Ok(self.propose(release.plan, release.images, meant, Vec::new()).await?)
     }
 
@@ -103,7 +103,7 @@ impl Manager {
         }
         let said: Vec<_> = again.applications.iter().map(AppName::as_str).collect();
         let message = again.message.or_else(|| Some(format!("restart {}", said.join(" "))));
-        let mut meant = Meant { by: again.by, message, dry_run: again.dry_run, ..Meant::default() };
+        let mut meant = Meant { by: again.by, message, dry_run: again.dry_run, straight: true, ..Meant::default() };
         meant.restart = again.applications;
         Ok(self.propose(release.plan, release.images, meant, Vec::new()).await?)
     }

@@ -69,6 +69,8 @@ pub(super) struct Meant {
     pub message: Option<String>,
     pub dry_run: bool,
     pub stage: bool,
+    /// Whether it comes without a canary, whatever its plan says: all of it ran before.
+    pub straight: bool,
     /// Applications whose containers are to be made anew.
     pub restart: BTreeSet<AppName>,
 }
@@ -88,6 +90,9 @@ pub struct Submitted {
     /// What cannot run beside its old instances, and what that means; for people.
     #[serde(default)]
     pub cramped: Vec<String>,
+    /// What begins with a share of the requests; for people.
+    #[serde(default)]
+    pub canaries: Vec<String>,
     /// What is not wrong, but worth a look.
     pub warnings: Vec<Diagnostic>,
 }
@@ -175,7 +180,8 @@ impl Manager {
         self.still_there(&release).await?;
         let message = rollback.message.or_else(|| Some(format!("rollback to release {wanted}")));
         let Rollback { by, dry_run, .. } = rollback;
-        self.propose(release.plan, release.images, Meant { by, message, dry_run, ..Meant::default() }, Vec::new()).await
+        let meant = Meant { by, message, dry_run, straight: true, ..Meant::default() };
+        self.propose(release.plan, release.images, meant, Vec::new()).await
     }
 
     /// That every image of a release can still be pulled.
@@ -228,14 +234,16 @@ impl Manager {
                 restarts,
             },
         };
-        let (changes, mut cramped) = self.preview(&release, &overview);
+        let (changes, stage) = self.preview(&release, &overview);
+        let mut cramped: Vec<_> = stage.cramped.iter().map(|(app, why)| format!("{app}: {why}")).collect();
+        let canaries = if meant.straight { Vec::new() } else { self.canaries(&release, &overview, &stage) };
         // The same again, while it is on its way: whoever asks sees how it ends.
         let asked_before = |rollout: &&Rollout| {
             rollout.release.same_content(&release.plan, &release.images) && rollout.release.restarts == release.restarts
         };
         if let Some(rollout) = overview.remembered.rollout.as_ref().filter(asked_before) {
             let release = rollout.release.number;
-            return Ok(Submitted { release, new: true, turn: 0, changes, cramped, warnings });
+            return Ok(Submitted { release, new: true, turn: 0, changes, cramped, canaries, warnings });
         }
         let disks = if unchanged { Disks::default() } else { self.disks(&release, &overview).await };
         if !disks.full.is_empty() {
@@ -243,7 +251,7 @@ impl Manager {
         }
         cramped.extend(disks.tight);
         let turn = if meant.dry_run { 0 } else { self.0.turns.fetch_add(1, Ordering::Relaxed) + 1 };
-        let submitted = Submitted { release: number, new: !unchanged, turn, changes, cramped, warnings };
+        let submitted = Submitted { release: number, new: !unchanged, turn, changes, cramped, canaries, warnings };
         if meant.dry_run {
             return Ok(submitted);
         }
@@ -253,7 +261,7 @@ impl Manager {
             _ = self.0.inbox.send(Message::Again { turn });
             return Ok(submitted);
         }
-        let rollout = Rollout::new(release, Timestamp::now(), meant.stage);
+        let rollout = Rollout { straight: meant.straight, ..Rollout::new(release, Timestamp::now(), meant.stage) };
         self.0.journal.begin(&rollout)?;
         self.0.events.tell(Kind::Begin, "release", None, format!("release {number} by {}", rollout.release.by));
         _ = self.0.inbox.send(Message::Release { rollout: Box::new(rollout), turn });
@@ -294,6 +302,7 @@ impl Manager {
             turn: 0,
             changes: Vec::new(),
             cramped: Vec::new(),
+            canaries: Vec::new(),
             warnings: Vec::new(),
         })
     }
@@ -346,8 +355,8 @@ impl Manager {
         if name == self.config().registry.name { Ok(self.0.registry.clone()) } else { Registry::new(name) }
     }
 
-    /// What would change if this were the release, and what cannot be beside itself.
-    fn preview(&self, release: &Release, overview: &Overview) -> (Vec<Change>, Vec<String>) {
+    /// What would change if this were the release, and what of it can be beside what runs.
+    fn preview(&self, release: &Release, overview: &Overview) -> (Vec<Change>, reconcile::Stage) {
         let snapshot = self.0.nodes.snapshot();
         let known = &overview.remembered;
         let Placed { assignments, unplaced, .. } = schedule::place(schedule::Input {
@@ -381,8 +390,18 @@ impl Manager {
             beside: &assignments,
             no_room: &BTreeSet::new(),
         });
-        let cramped = stage.cramped.iter().map(|(app, cramped)| format!("{app}: {cramped}")).collect();
-        (reconcile::changes(world, &unplaced), cramped)
+        (reconcile::changes(world, &unplaced), stage)
+    }
+
+    /// What would begin with a share of the requests.
+    fn canaries(&self, release: &Release, overview: &Overview, stage: &reconcile::Stage) -> Vec<String> {
+        let active = overview.remembered.release.clone().unwrap_or_else(Release::none);
+        let tried = reconcile::canary::tried(&active, release, stage);
+        let tried = tried.iter().filter(|_| self.config().varnish.is_some()).filter_map(|app| {
+            let canary = release.plan.apps.get(app)?.update.canary;
+            Some(format!("{app} begins with {}% of its requests, for {} s", canary.share, canary.time_seconds))
+        });
+        tried.collect()
     }
 
     /// What this plan names and neither the cloud nor the registry knows; images are left out where that does not answer.

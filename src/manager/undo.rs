@@ -125,7 +125,7 @@ impl Loop {
             message: Some(format!("back to release {}: {why}", before.number)),
             ..before
         };
-        let rollout = Rollout::new(release, Timestamp::now(), false);
+        let rollout = Rollout::new(release, Timestamp::now(), false).straight();
         match self.parts.journal.undo(number, &ending, &rollout) {
             Ok(()) => {
                 let text = format!("release {number} is taken back by release {}: {why}", rollout.release.number);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, btree_map::Entry};
 use toml::Spanned;
 
 use super::{
-    App, Check, Health, Pin, Placement, Plan, Restart, Update, Volume, defaults,
+    App, Check, Health, Mode, Pin, Placement, Plan, Restart, Update, Volume, defaults,
     diagnostic::{Notes, Source, Span},
     table::quoted,
     update::UpdateSettings,
@@ -96,6 +96,7 @@ impl Settings {
         inherit!(nodes, port, strip_path, command, entrypoint, volumes, memory, cpus, user, working_dir, restart);
         inherit!(cache, idempotent, drain_timeout, stop_timeout);
         inherit!(update.mode, update.batch, update.pause, update.watch);
+        inherit!(update.canary.share, update.canary.time, update.canary.errors, update.canary.latency);
         for (name, value) in &below.environment {
             self.environment.entry(name.clone()).or_insert_with(|| value.clone());
         }
@@ -246,13 +247,25 @@ impl Draft {
             deadline_seconds: written.deadline_seconds.unwrap_or(defaults::DEADLINE_SECONDS),
         }
     }
-    fn update(&self) -> Update {
+    fn update(&self, routes: &[Route], found: &mut Notes) -> Update {
         let (it, or) = (&self.settings.update, Update::default());
+        let mode = it.mode.unwrap_or(or.mode);
+        if let Some(key) = it.canary.first.as_ref().filter(|_| mode != Mode::Canary) {
+            found
+                .warning(key.span(), format!("update.{} has no meaning for mode {}", key.get_ref(), mode.word()))
+                .hint("leave it out, or write mode = \"canary\"");
+        }
+        if mode == Mode::Canary && routes.is_empty() {
+            found
+                .warning(self.span.clone(), format!("{} has no route, and so no requests to share out", self.name))
+                .hint("its release goes out as staged; write mode = \"staged\", or leave path = false out");
+        }
         Update {
-            mode: it.mode.unwrap_or(or.mode),
+            mode,
             batch: it.batch.unwrap_or(or.batch),
             pause_seconds: it.pause.unwrap_or(or.pause_seconds),
             watch_seconds: it.watch.unwrap_or(or.watch_seconds),
+            canary: it.canary.over_defaults(),
         }
     }
     fn app(&self, routes: Vec<Route>, found: &mut Notes) -> App {
@@ -266,6 +279,7 @@ impl Draft {
             placement: self.placement(found),
             port: it.port.unwrap_or_else(default_port),
             health: self.health(&routes, strip_path, found),
+            update: self.update(&routes, found),
             routes,
             strip_path,
             environment: it.environment.clone(),
@@ -285,7 +299,6 @@ impl Draft {
             idempotent: it.idempotent.unwrap_or(false),
             drain_timeout_seconds: it.drain_timeout.unwrap_or(defaults::DRAIN_SECONDS),
             stop_timeout_seconds: it.stop_timeout.unwrap_or(defaults::STOP_SECONDS),
-            update: self.update(),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! `document` and `legacy` read text and keep spans; `check` turns either into a plan, or into all its errors at once.
 //! No I/O, no clock, no knowledge of nodes that exist or images that are there: those warnings come from the manager.
 
+mod canary;
 mod check;
 pub(crate) mod diagnostic;
 mod document;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use canary::{Canary, Percent};
 pub use diagnostic::{Diagnostic, Severity};
 pub(crate) use document::milliseconds;
 pub use document::{APP_KEYS, DEFAULTS_KEYS, NODE_KEYS, VOLUME_KEYS};
@@ -97,10 +99,22 @@ pub struct Update {
     pub pause_seconds: u32,
     /// How long after the switch the application may begin to fail and take the release back, in seconds.
     pub watch_seconds: u32,
+    /// How it begins, where it begins with a share of the requests.
+    #[serde(default, skip_serializing_if = "is_usual")]
+    pub canary: Canary,
+}
+fn is_usual(canary: &Canary) -> bool {
+    *canary == Canary::default()
 }
 impl Default for Update {
     fn default() -> Self {
-        Self { mode: Mode::Staged, batch: 1, pause_seconds: 0, watch_seconds: defaults::WATCH_SECONDS }
+        Self {
+            mode: Mode::Staged,
+            batch: 1,
+            pause_seconds: 0,
+            watch_seconds: defaults::WATCH_SECONDS,
+            canary: Canary::default(),
+        }
     }
 }
 impl Update {
@@ -117,6 +131,8 @@ pub enum Mode {
     Staged,
     /// Some at a time; old and new ones serve side by side meanwhile.
     Rolling,
+    /// As staged, but first some of the requests for a while, watched.
+    Canary,
     /// The old ones go first: nobody serves for a while.
     Recreate,
 }
@@ -218,6 +234,12 @@ pub mod defaults {
     pub const STOP_SECONDS: u32 = 10;
     /// How long a release that is active is watched, in seconds.
     pub const WATCH_SECONDS: u32 = 30;
+    /// A canary's share of the requests, in percent.
+    pub const CANARY_SHARE: u32 = 10;
+    /// How long it has that, in seconds.
+    pub const CANARY_SECONDS: u32 = 60;
+    /// By how much its share of failed requests may exceed the old instances'.
+    pub const CANARY_ERRORS: super::Percent = super::Percent(100);
 }
 
 /// The most instances of one application.

@@ -132,6 +132,19 @@ fn write_update(out: &mut String, update: Update) -> std::fmt::Result {
     if update.watch_seconds != usual.watch_seconds {
         parts.push(format!("watch = \"{}\"", seconds_text(update.watch_seconds)));
     }
+    let (canary, usual) = (update.canary, usual.canary);
+    if canary.share != usual.share {
+        parts.push(format!("share = {}", canary.share));
+    }
+    if canary.time_seconds != usual.time_seconds {
+        parts.push(format!("time = \"{}\"", seconds_text(canary.time_seconds)));
+    }
+    if canary.errors != usual.errors {
+        parts.push(format!("errors = \"{}\"", canary.errors));
+    }
+    if let Some(ms) = canary.latency_ms {
+        parts.push(format!("latency = \"{}\"", value::duration(ms.into())));
+    }
     if parts.is_empty() { Ok(()) } else { writeln!(out, "update = {{ {} }}", parts.join(", ")) }
 }
 

@@ -283,7 +283,7 @@ impl<'a> Board<'a> {
         };
         let of_app = || self.wanted.keys().filter(|other| other.app == id.app);
         match app.update.mode {
-            Mode::Staged => true,
+            Mode::Staged | Mode::Canary => true,
             Mode::Recreate => {
                 let before: Vec<_> = of_app().flat_map(|other| old(other)).map(|c| c.name.clone()).collect();
                 let may = before.is_empty();

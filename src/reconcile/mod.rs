@@ -1,6 +1,7 @@
 //! What must change, in which order, and why. Never how: no I/O, no clock, no async.
 
 mod action;
+pub mod canary;
 mod diff;
 mod report;
 mod stage;

@@ -82,8 +82,14 @@ pub fn stage(input: Input<'_>) -> Stage {
     let held: BTreeSet<AppName> = cramped.keys().cloned().collect();
     let replaced = |app: &AppName| beside.iter().any(|(id, place)| id.app == *app && is_new(id, place));
     for (app, settings) in next.plan.apps.iter().filter(|(app, _)| active.plan.apps.contains_key(*app)) {
-        if settings.update.mode != Mode::Staged && !cramped.contains_key(app) && replaced(app) {
+        if matches!(settings.update.mode, Mode::Rolling | Mode::Recreate) && !cramped.contains_key(app) && replaced(app)
+        {
             cramped.insert(app.clone(), format!("its plan says {}", settings.update.mode.word()));
+        }
+    }
+    for (app, why) in &mut cramped {
+        if next.plan.apps.get(app).is_some_and(|app| app.update.mode == Mode::Canary) {
+            why.push_str(", so that it cannot begin with a share of the requests");
         }
     }
     let mut stage = Stage::default();

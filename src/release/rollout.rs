@@ -18,8 +18,11 @@ pub struct Rollout {
     pub phase: Phase,
     /// Since when.
     pub since: Timestamp,
-    /// Whether the switch waits until somebody asks for it.
+    /// Whether the switch (or the canary before it) waits until somebody asks for it.
     pub hold: bool,
+    /// Whether the switch comes without a canary: on the way back, and where somebody asked for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub straight: bool,
 }
 
 /// How far a rollout is.
@@ -28,6 +31,11 @@ pub struct Rollout {
 pub enum Phase {
     /// New instances start beside the old ones and get no requests.
     Staging,
+    /// All of it answers; the new instances of these applications get a share of their requests, and are watched.
+    Canary {
+        /// These applications.
+        apps: BTreeSet<AppName>,
+    },
     /// What has no room beside its old instances is replaced step by step.
     Rolling {
         /// These applications.
@@ -38,14 +46,20 @@ pub enum Phase {
 impl Rollout {
     /// The beginning of one.
     pub fn new(release: Release, since: Timestamp, hold: bool) -> Self {
-        Self { release, phase: Phase::Staging, since, hold }
+        Self { release, phase: Phase::Staging, since, hold, straight: false }
+    }
+
+    /// The same without a canary.
+    #[must_use]
+    pub fn straight(self) -> Self {
+        Self { straight: true, ..self }
     }
 
     /// What the cloud should run in this phase, without what only starts beside it.
     #[must_use]
     pub fn effective(&self, active: &Release) -> Release {
         match &self.phase {
-            Phase::Staging => active.clone(),
+            Phase::Staging | Phase::Canary { .. } => active.clone(),
             Phase::Rolling { apps } => active.with(&self.release, apps),
         }
     }
@@ -139,6 +153,8 @@ mod tests {
         let mut rollout = Rollout::new(next.clone(), Timestamp::UNIX_EPOCH, false);
         assert_eq!(rollout.effective(&active), active);
         let names = ["shop", "gone"].map(|n| AppName::try_from(n).expect("a name"));
+        rollout.phase = Phase::Canary { apps: names.clone().into() };
+        assert_eq!(rollout.effective(&active), active, "a share of the requests is no switch");
         rollout.phase = Phase::Rolling { apps: names.clone().into() };
         let blend = rollout.effective(&active);
         assert_eq!(blend.plan.apps.keys().map(AppName::as_str).collect::<Vec<_>>(), ["blog", "shop"]);

@@ -9,3 +9,4 @@ pub mod probe;
 pub mod registry;
 pub mod ssh;
 pub mod varnish;
+pub mod varnish_log;

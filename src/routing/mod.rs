@@ -6,7 +6,10 @@ mod paths;
 pub mod routes;
 pub mod vcl;
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +51,18 @@ pub struct AppRouting {
     pub idempotent: bool,
     /// Who serves, by instance (during a rollout two containers of one slot may serve: the key is the container's name).
     pub backends: BTreeMap<String, Backend>,
+    /// Which of them get a share of the requests only; none: all take turns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+}
+
+/// Backends that are tried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Canary {
+    /// So many of a hundred requests go to them.
+    pub share: u32,
+    /// Their names among the backends.
+    pub backends: BTreeSet<String>,
 }
 
 impl AppRouting {
@@ -59,6 +74,7 @@ impl AppRouting {
             cache_seconds: app.cache_seconds,
             idempotent: app.idempotent,
             backends,
+            canary: None,
         }
     }
 }

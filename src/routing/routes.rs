@@ -15,7 +15,7 @@ use crate::{
     schedule::Assignments,
 };
 
-use super::{AppRouting, Backend, Probe, RoutingTable};
+use super::{AppRouting, Backend, Canary, Probe, RoutingTable};
 
 /// What the table is made from.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +34,24 @@ pub struct Input<'a> {
     pub leaving: &'a BTreeSet<String>,
     /// The table as it was last.
     pub last: &'a RoutingTable,
+    /// What of another release gets a share of the requests.
+    pub trial: Option<Trial<'a>>,
+}
+
+/// A release some of whose instances get a share of their applications' requests.
+#[derive(Debug, Clone, Copy)]
+pub struct Trial<'a> {
+    /// It.
+    pub release: &'a Release,
+    /// Where these instances are.
+    pub places: &'a Assignments,
+}
+
+impl Trial<'_> {
+    /// Their containers' names.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.places.iter().map(|(id, a)| ContainerSpec::name_of(id, &a.spec, &a.node, a.host_port)).collect()
+    }
 }
 
 /// The table the gateway should have.
@@ -45,16 +63,20 @@ pub fn table(input: Input<'_>) -> RoutingTable {
             here.entry(&ours.instance.app).or_default().push((node, container, ours));
         }
     }
+    let tried = input.trial.map(|trial| trial.names()).unwrap_or_default();
     for (name, app) in &input.release.plan.apps {
         if app.routes.is_empty() {
             continue;
         }
+        let next = input.trial.and_then(|trial| trial.release.plan.apps.get(name)).unwrap_or(app);
         let last = input.last.apps.get(name).map(|app| &app.backends);
         let mut backends = BTreeMap::new();
         for (node, container, ours) in here.get(name).into_iter().flatten() {
             if input.leaving.contains(&container.name) {
                 continue;
             }
+            // Port and health check are those of the release that made it.
+            let app = if tried.contains(&container.name) { next } else { app };
             let before = last.and_then(|last| last.get(&container.name));
             let status = input.verified.get(&container.name);
             // Unknown, or to be asked anew since its health check changed.
@@ -77,7 +99,8 @@ pub fn table(input: Input<'_>) -> RoutingTable {
         }
         // Containers of nodes that have not been looked at since the manager started.
         for (key, before) in last.into_iter().flatten() {
-            let unseen = input.assignments.iter().any(|(id, a)| {
+            let places = input.trial.into_iter().flat_map(|trial| trial.places).chain(input.assignments);
+            let unseen = places.into_iter().any(|(id, a)| {
                 *id == before.instance
                     && before.port == a.host_port
                     && input.snapshot.nodes.get(&a.node).is_none_or(|n| !n.is_ready())
@@ -87,7 +110,10 @@ pub fn table(input: Input<'_>) -> RoutingTable {
                 backends.entry(key.clone()).or_insert_with(|| before.clone());
             }
         }
-        apps.insert(name.clone(), AppRouting::of(app, backends));
+        let trial: BTreeSet<String> = backends.keys().filter(|key| tried.contains(*key)).cloned().collect();
+        let share = next.update.canary.share;
+        let canary = (!trial.is_empty()).then_some(Canary { share, backends: trial });
+        apps.insert(name.clone(), AppRouting { canary, ..AppRouting::of(app, backends) });
     }
     RoutingTable { apps }
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tera::{Context, Kwargs, State, Tera, Value};
 
-use super::{AppRouting, Backend, Probe, RoutingTable, paths};
+use super::{AppRouting, Backend, Canary, Probe, RoutingTable, paths};
 use crate::model::AppName;
 
 /// What every VCL and label of ours is called: others' are never touched.
@@ -87,7 +87,12 @@ pub fn label(app: &AppName) -> String {
 
 /// The name of an application's VCL of this text: another text has another name.
 pub fn app_version(app: &AppName, text: &str) -> String {
-    format!("{PREFIX}vcl_{}_{}", app.vcl_identifier(), version(text))
+    app_versions(app) + &version(text)
+}
+
+/// The names of all of an application's VCLs, but for the hexadecimal digits at their end.
+pub fn app_versions(app: &AppName) -> String {
+    format!("{PREFIX}vcl_{}_", app.vcl_identifier())
 }
 
 /// The name of the root of this text.
@@ -159,6 +164,7 @@ pub fn app(name: &AppName, routing: &AppRouting) -> Result<String, VclError> {
         id: String,
         backends: Vec<BackendView>,
         several: bool,
+        canary: Option<CanaryView>,
         retries: usize,
         patience: String,
         strip_by_host: bool,
@@ -166,13 +172,14 @@ pub fn app(name: &AppName, routing: &AppRouting) -> Result<String, VclError> {
         idempotent: bool,
         cache_seconds: u32,
     }
-    let backends: Vec<_> =
-        routing.backends.iter().filter(|(_, b)| b.serving).map(|(key, b)| BackendView::new(key, b)).collect();
+    let serving = || routing.backends.iter().filter(|(_, b)| b.serving);
+    let backends: Vec<_> = serving().map(|(key, b)| BackendView::new(key, b)).collect();
     let strip = if routing.strip_path { paths::cuts(&routing.routes) } else { Vec::new() };
     let view = App {
         name: name.as_str(),
         id: name.vcl_identifier(),
         several: backends.len() > 1,
+        canary: routing.canary.as_ref().and_then(|canary| CanaryView::new(canary, serving().map(|(key, _)| key))),
         // Varnish itself ends at four (max_retries).
         retries: backends.len().saturating_sub(1).min(4),
         patience: seconds(patience(routing)),
@@ -190,6 +197,24 @@ pub fn app(name: &AppName, routing: &AppRouting) -> Result<String, VclError> {
 fn patience(routing: &AppRouting) -> u32 {
     let slowest = routing.backends.values().filter_map(|b| Some(b.probe.as_ref()?.timeout_ms)).max();
     slowest.map_or(10_000, |timeout| timeout.saturating_mul(10).clamp(3_000, 60_000))
+}
+
+/// Who is tried out, and who is not.
+#[derive(Serialize)]
+struct CanaryView {
+    share: u32,
+    new: Vec<String>,
+    old: Vec<String>,
+}
+
+impl CanaryView {
+    /// None where only one kind serves: that takes all requests.
+    fn new<'a>(canary: &Canary, serving: impl Iterator<Item = &'a String>) -> Option<Self> {
+        let (new, old): (Vec<_>, Vec<_>) = serving.partition(|key| canary.backends.contains(*key));
+        let ids = |keys: Vec<&String>| keys.into_iter().map(|key| backend_id(key)).collect::<Vec<_>>();
+        let view = Self { share: canary.share, new: ids(new), old: ids(old) };
+        (!view.new.is_empty() && !view.old.is_empty()).then_some(view)
+    }
 }
 
 #[derive(Serialize)]

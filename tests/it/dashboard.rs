@@ -87,6 +87,7 @@ fn shown(said: &str) -> Shown {
         status: StatusView {
             cloud: "lab".parse().unwrap(),
             release: Some(ReleaseView { number: 7, created: at, by: said.to_owned(), message: Some(said.to_owned()) }),
+            on_its_way: None,
             settled: true,
             problems: vec![said.to_owned()],
             gateway_up: Some(true),

@@ -24,14 +24,14 @@ use matrix::{
 use tokio_util::sync::CancellationToken;
 
 /// A varnishd of our own with its folder; gone when dropped.
-struct Edge {
+pub(crate) struct Edge {
     dir: tempfile::TempDir,
-    port: u16,
+    pub(crate) port: u16,
     child: Option<Child>,
 }
 
 impl Edge {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir_in("/tmp").unwrap();
         // varnishd's compiler runs as another user.
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -39,7 +39,7 @@ impl Edge {
         edge.boot();
         edge
     }
-    fn workdir(&self) -> PathBuf {
+    pub(crate) fn workdir(&self) -> PathBuf {
         self.dir.path().join("varnish")
     }
     /// Starts varnishd without any VCL.
@@ -61,7 +61,7 @@ impl Edge {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    fn admin(&self, args: &[&str]) -> Option<String> {
+    pub(crate) fn admin(&self, args: &[&str]) -> Option<String> {
         let out = Command::new("varnishadm").arg("-n").arg(self.workdir()).args(args).output().unwrap();
         out.status.success().then(|| String::from_utf8(out.stdout).unwrap())
     }
@@ -71,14 +71,14 @@ impl Edge {
         let line = |l: &str| l.split_whitespace().find(ours).map(str::to_owned);
         list.lines().filter(|l| !l.starts_with("discarded")).filter_map(line).collect()
     }
-    fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config {
             run: self.dir.path().join("run"),
             varnish: Some(config::Varnish { workdir: self.workdir(), port: None }),
             ..Config::default()
         }
     }
-    fn get(&self, path: &str) -> (u16, String) {
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
         get(self.port, path)
     }
 }
@@ -91,7 +91,7 @@ impl Drop for Edge {
     }
 }
 
-fn until(what: &str, mut done: impl FnMut() -> bool) -> Duration {
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
@@ -100,7 +100,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) -> Duration {
     start.elapsed()
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -120,13 +120,13 @@ fn get(port: u16, path: &str) -> (u16, String) {
 }
 
 /// A server that answers every request with its name, and those to `/slow` only when told to.
-struct Server {
-    port: u16,
+pub(crate) struct Server {
+    pub(crate) port: u16,
     release: Arc<AtomicBool>,
-    served: Arc<AtomicU32>,
+    pub(crate) served: Arc<AtomicU32>,
 }
 
-fn server(name: &'static str) -> Server {
+pub(crate) fn server(name: &'static str) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (release, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
@@ -174,7 +174,7 @@ fn backend(app: &str, slot: u32, port: u16) -> Backend {
     }
 }
 
-fn app(name: &str, ports: &[u16]) -> (AppName, AppRouting) {
+pub(crate) fn app(name: &str, ports: &[u16]) -> (AppName, AppRouting) {
     let key = |(at, port): (usize, &u16)| {
         let slot = u32::try_from(at).unwrap() + 1;
         (format!("{name}-{slot}-{port}"), backend(name, slot, *port))
@@ -185,11 +185,12 @@ fn app(name: &str, ports: &[u16]) -> (AppName, AppRouting) {
         cache_seconds: None,
         idempotent: false,
         backends: ports.iter().enumerate().map(key).collect(),
+        canary: None,
     };
     (name.parse().unwrap(), routing)
 }
 
-fn table(apps: impl IntoIterator<Item = (AppName, AppRouting)>) -> RoutingTable {
+pub(crate) fn table(apps: impl IntoIterator<Item = (AppName, AppRouting)>) -> RoutingTable {
     RoutingTable { apps: apps.into_iter().collect::<BTreeMap<_, _>>() }
 }
 

@@ -1,6 +1,7 @@
 //! Everything beyond unit tests that needs no root: one binary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::format_push_string)]
 
+mod canary;
 mod cleaning;
 mod cli;
 mod dashboard;

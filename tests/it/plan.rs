@@ -310,12 +310,17 @@ mod laws {
     }
     prop_compose! {
         fn update()(
-            mode in prop_oneof![Just(plan::Mode::Staged), Just(plan::Mode::Rolling), Just(plan::Mode::Recreate)],
+            mode in prop_oneof![Just(plan::Mode::Staged), Just(plan::Mode::Rolling), Just(plan::Mode::Canary), Just(plan::Mode::Recreate)],
             batch in 1u32..=1000,
             pause_seconds in 0u32..=3600,
             watch_seconds in 0u32..=3600,
+            share in 1u32..=100,
+            time_seconds in 1u32..=3600,
+            errors in (0u32..=10_000).prop_map(plan::Percent),
+            latency_ms in proptest::option::of(1u32..=60_000),
         ) -> plan::Update {
-            plan::Update { mode, batch, pause_seconds, watch_seconds }
+            let canary = plan::Canary { share, time_seconds, errors, latency_ms };
+            plan::Update { mode, batch, pause_seconds, watch_seconds, canary }
         }
     }
     prop_compose! {

@@ -135,6 +135,7 @@ impl Upheaval {
             verified: &self.sim.verified,
             leaving: &decision.leaving,
             last: &self.sim.table,
+            trial: None,
         });
         let moved = table != self.sim.table;
         for action in &decision.actions {

@@ -4,7 +4,7 @@ use std::{net::TcpListener, process::Command};
 
 use matrix::{
     model::{AppName, Port, Route},
-    routing::{AppRouting, Backend, RoutingTable, vcl},
+    routing::{AppRouting, Backend, Canary, RoutingTable, vcl},
 };
 
 /// Free ports: `p1` to `p5` for a script's servers, and one where nobody listens.
@@ -52,6 +52,7 @@ fn app(name: &str, paths: &[&str], ports: &[u16]) -> (AppName, AppRouting) {
         cache_seconds: None,
         idempotent: false,
         backends: ports.iter().enumerate().map(backend).collect(),
+        canary: None,
     };
     (name.parse().unwrap(), routing)
 }
@@ -189,6 +190,42 @@ fn nobody_waits_for_another() {
     varnishtest("together", &ports, [app("shop", &["/shop"], &[ports.p(1), ports.p(2)])]);
 }
 
+/// The backends of a table of [`app`]s that are new, and their share.
+fn canary(share: u32, names: &[&str]) -> Canary {
+    Canary { share, backends: names.iter().map(|name| (*name).to_owned()).collect() }
+}
+
+#[test]
+fn what_is_tried_out_may_fail() {
+    let ports = Ports::new();
+    let shop = app("shop", &["/shop"], &[ports.p(1), ports.dead()]);
+    let all = app("all", &["/all"], &[ports.p(1), ports.dead()]);
+    let gone = app("gone", &["/gone"], &[ports.dead(), ports.p(2)]);
+    varnishtest(
+        "canary",
+        &ports,
+        [
+            with(shop, |r| r.canary = Some(canary(50, &["shop-2"]))),
+            with(all, |r| r.canary = Some(canary(100, &["all-2"]))),
+            with(gone, |r| r.canary = Some(canary(1, &["gone-2"]))),
+        ],
+    );
+}
+
+#[test]
+fn only_what_is_tried_out_is_written_otherwise() {
+    let (name, plain) = app("shop", &["/shop"], &[5050, 5051, 5052]);
+    let text = vcl::app(&name, &plain).unwrap();
+    for (share, names) in [(10, &[][..]), (100, &["shop-1", "shop-2", "shop-3"]), (50, &["elsewhere"])] {
+        let one_kind = AppRouting { canary: Some(canary(share, names)), ..plain.clone() };
+        assert_eq!(vcl::app(&name, &one_kind).unwrap(), text, "there is nothing to share out: {names:?}");
+    }
+    let tried = AppRouting { canary: Some(canary(20, &["shop-3"])), ..plain };
+    let tried = vcl::app(&name, &tried).unwrap();
+    let new: Vec<_> = tried.lines().filter(|line| !text.contains(line)).collect();
+    insta::assert_snapshot!("canary", new.join("\n"));
+}
+
 #[test]
 fn the_text_as_a_whole() {
     let shop = app("web-shop", &["/shop", "www.cloud.example/"], &[5050, 5051]);
@@ -297,10 +334,13 @@ mod hostile {
             super::routes(&routes.iter().map(String::as_str).collect::<Vec<_>>())
         });
         let options = (any::<bool>(), any::<bool>(), option::of(any::<u32>()));
-        (routes, options, vec(backend(), 0..4)).prop_map(
-            |(routes, (strip_path, idempotent, cache_seconds), backends)| {
-                let backends = backends.into_iter().collect();
-                AppRouting { routes, strip_path, cache_seconds, idempotent, backends }
+        let backends = vec((backend(), any::<bool>()), 0..4);
+        (routes, options, option::of(1u32..=100), backends).prop_map(
+            |(routes, (strip_path, idempotent, cache_seconds), share, backends)| {
+                let new = backends.iter().filter(|(_, new)| *new).map(|((name, _), _)| name.clone()).collect();
+                let backends = backends.into_iter().map(|(backend, _)| backend).collect();
+                let canary = share.map(|share| Canary { share, backends: new });
+                AppRouting { routes, strip_path, cache_seconds, idempotent, backends, canary }
             },
         )
     }

@@ -20,10 +20,10 @@ use proptest::prelude::*;
 /// A cloud without wires: what actions do to it is written down at once.
 #[derive(Debug, Clone)]
 pub struct Sim {
-    cloud: CloudId,
+    pub cloud: CloudId,
     pub snapshot: Snapshot,
     pub assignments: Assignments,
-    verified: BTreeMap<String, Option<u16>>,
+    pub verified: BTreeMap<String, Option<u16>>,
     pub table: RoutingTable,
     pub release: Release,
     previous: Option<Release>,
@@ -147,6 +147,7 @@ impl Sim {
             verified: &self.verified,
             leaving: &decision.leaving,
             last: &self.table,
+            trial: None,
         });
         let moved = table != self.table;
         for action in &decision.actions {
@@ -156,7 +157,7 @@ impl Sim {
         (decision.actions, moved)
     }
 
-    fn act(&mut self, action: &Action) {
+    pub fn act(&mut self, action: &Action) {
         match action {
             Action::Start { node, container, .. } => {
                 self.ids += 1;

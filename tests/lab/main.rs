@@ -2,6 +2,7 @@
 //! (`cargo test --test lab -- --test-threads=1`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::format_push_string, missing_docs, dead_code)]
 
+mod canary;
 mod cleaning;
 mod cloud;
 mod deploys;

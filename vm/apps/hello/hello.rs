@@ -3,6 +3,7 @@
 //! Needs nothing but the kernel, so that an image of it can stand on nothing. Any path answers; besides
 //! `/health`, `/slow?ms=N`, `/status?code=N`, POST says back what it got, and a websocket what it hears. With LEDGER (a
 //! folder) every POST's X-Request-Id is written down there, `begun` when its head was read and `done` when its body was.
+//! With FAILS=N every Nth answer, but for `/health`, is a 500.
 //! SIGTERM: what has begun is finished, then it ends.
 
 mod websocket;
@@ -39,6 +40,9 @@ struct Server {
     stopping: AtomicBool,
     busy: AtomicUsize,
     ledger: Option<fs::File>,
+    /// Every which answer is a 500; 0: none.
+    fails: usize,
+    answers: AtomicUsize,
 }
 
 struct Request {
@@ -76,6 +80,8 @@ fn main() -> ExitCode {
     });
     let server = Arc::new(Server {
         ledger,
+        fails: env::var("FAILS").ok().and_then(|n| n.parse().ok()).unwrap_or(0),
+        answers: AtomicUsize::new(0),
         app: env::var("APP").unwrap_or_else(|_| "hello".to_owned()),
         instance,
         stopping: AtomicBool::new(false),
@@ -220,6 +226,10 @@ fn answer(
     let code = match what {
         "status" => {
             number("code").and_then(|c| u16::try_from(c).ok()).filter(|c| (200..=599).contains(c)).unwrap_or(200)
+        }
+        "health" => 200,
+        _ if server.fails > 0 && server.answers.fetch_add(1, Ordering::Relaxed) % server.fails == server.fails - 1 => {
+            500
         }
         _ => 200,
     };
