@@ -93,14 +93,12 @@ impl Loop {
         if frozen {
             return false;
         }
-        if let Phase::Canary { apps } = rollout.phase.clone() {
-            return self.look_at_canary(rollout, &apps, (places, stage), &pending);
-        }
-        if !self.staged {
-            return false;
-        }
         match &rollout.phase {
-            _ if rollout.hold => false,
+            Phase::Canary { apps } => {
+                let apps = apps.clone();
+                self.look_at_canary(rollout, &apps, (places, stage), &pending)
+            }
+            _ if rollout.hold || !self.staged => false,
             Phase::Staging => {
                 let active = self.known.release.clone().unwrap_or_else(Release::none);
                 let tried = canary::tried(&active, &rollout.release, stage);
@@ -114,7 +112,7 @@ impl Loop {
             {
                 false
             }
-            Phase::Canary { .. } | Phase::Rolling { .. } => self.activate(rollout, places),
+            Phase::Rolling { .. } => self.activate(rollout, places),
         }
     }
 
