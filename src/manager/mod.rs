@@ -48,7 +48,7 @@ pub use execute::chain;
 pub use operate::{Drain, Leaving, OperateError};
 pub use run::{Overview, Progress};
 pub use steer::{Again, Scale, SteerError};
-pub use submit::{Rollback, Submission, SubmitError, Submitted};
+pub use submit::{NOT_KEPT, Rollback, Submission, SubmitError, Submitted};
 
 /// Why the manager does not start.
 #[derive(Debug, thiserror::Error)]
