@@ -76,6 +76,12 @@ fn ending_key(number: u64) -> String {
     format!("{ENDING}{number:012}")
 }
 
+/// The last release before this one that was active and stayed whole.
+fn before<'a>(releases: &'a [Release], number: u64, endings: &BTreeMap<u64, Ending>) -> Option<&'a Release> {
+    let good = |r: &&Release| r.number < number && endings.get(&r.number).is_none_or(|e| e.state == State::Good);
+    releases.iter().rev().find(good)
+}
+
 impl Journal {
     /// The journal in this store.
     pub fn new(store: Arc<dyn Store>) -> Self {
@@ -87,13 +93,16 @@ impl Journal {
     /// When the store fails or holds something unreadable.
     pub fn read(&self) -> Result<Remembered, StoreError> {
         let store = &*self.0;
-        let release = match get_json::<u64>(store, CURRENT)? {
-            Some(number) => get_json::<Release>(store, &release_key(number))?,
-            None => None,
-        };
+        // All of them, so that a damaged one is found before anything is done, not when it is asked for.
+        let releases = self.releases()?;
         let endings = self.endings()?;
-        let before =
-            release.as_ref().and_then(|release| self.before(release.number, &endings).transpose()).transpose()?;
+        let current = get_json::<u64>(store, CURRENT)?;
+        let before = current.and_then(|number| before(&releases, number, &endings).cloned());
+        let missing = |number| StoreError::Missing(release_key(number));
+        let release = current.map(|current| {
+            releases.into_iter().find(|release| release.number == current).ok_or_else(|| missing(current))
+        });
+        let release = release.transpose()?;
         Ok(Remembered {
             release,
             previous: before,
@@ -112,14 +121,6 @@ impl Journal {
     /// When the store fails or holds something unreadable.
     pub fn releases(&self) -> Result<Vec<Release>, StoreError> {
         Ok(list_json::<Release>(&*self.0, RELEASE)?.into_values().collect())
-    }
-    /// The last release before this one that was active and stayed whole.
-    ///
-    /// # Errors
-    /// When the store fails or holds something unreadable.
-    pub fn before(&self, number: u64, endings: &BTreeMap<u64, Ending>) -> Result<Option<Release>, StoreError> {
-        let good = |r: &Release| r.number < number && endings.get(&r.number).is_none_or(|e| e.state == State::Good);
-        Ok(self.releases()?.into_iter().rev().find(good))
     }
     /// How each release ended.
     ///
@@ -236,5 +237,8 @@ mod tests {
         let after = journal.read().expect("a state");
         assert_eq!(after.endings.keys().copied().collect::<Vec<_>>(), [3, 4]);
         assert_eq!(Remembered { endings: before.endings.clone(), ..after }, before);
+        // Never by cleaning: then it is a damaged file, not a cloud without a release.
+        journal.forget(&BTreeSet::from([4])).expect("forgotten");
+        assert!(matches!(journal.read(), Err(StoreError::Missing(key)) if key == "release/000000000004"));
     }
 }

@@ -18,3 +18,4 @@ mod original_plan;
 mod pains;
 mod releases;
 mod rig;
+mod state;
