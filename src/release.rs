@@ -103,6 +103,11 @@ fn spec(app: &App, image: ImageRef, restarts: u32) -> Spec {
     }
 }
 
+/// Whether there was a release of this number, kept or not: they are counted from 1, and the newest is always kept.
+pub fn was(releases: &[Release], number: u64) -> bool {
+    releases.last().is_some_and(|newest| (1..=newest.number).contains(&number))
+}
+
 /// A difference that no key of the plan made.
 const RESTART: &str = "restart requested";
 

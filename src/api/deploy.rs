@@ -72,9 +72,11 @@ pub struct Aborted {
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let status = match &error {
-            SubmitError::Plan(_) | SubmitError::Images(_) | SubmitError::Disks(_) | SubmitError::NoRelease(_) => {
-                StatusCode::UNPROCESSABLE_ENTITY
-            }
+            SubmitError::Plan(_)
+            | SubmitError::Images(_)
+            | SubmitError::Disks(_)
+            | SubmitError::NoRelease(_)
+            | SubmitError::NotKept(_) => StatusCode::UNPROCESSABLE_ENTITY,
             SubmitError::Busy { .. } | SubmitError::NoRollout => StatusCode::CONFLICT,
             SubmitError::Registry(_) => StatusCode::BAD_GATEWAY,
             SubmitError::State(_) => StatusCode::INTERNAL_SERVER_ERROR,

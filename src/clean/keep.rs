@@ -1,4 +1,4 @@
-//! Which releases one can go back to, and what they need.
+//! Which releases one can go back to, what they need, and which others are forgotten.
 //!
 //! A release is never kept in part: all its images are needed.
 
@@ -8,6 +8,8 @@ use crate::{
     model::{AppName, Digest, Repository},
     release::Release,
 };
+
+use super::{Item, Place, Thing};
 
 /// What kept releases need.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,10 +32,39 @@ pub fn kept(releases: &[Release], current: Option<u64>, keep: usize, good: impl 
     kept.extend(releases.iter().map(|r| r.number).filter(|number| Some(*number) > current));
     let apps: BTreeSet<&AppName> = releases.iter().flat_map(|release| release.images.keys()).collect();
     for app in apps {
-        let with = releases.iter().rev().filter(|release| release.images.contains_key(app));
+        let with = releases.iter().rev().filter(|release| good(release.number) && release.images.contains_key(app));
         kept.extend(with.take(keep).map(|release| release.number));
     }
     kept
+}
+
+/// The releases that go: those not kept, but for the newest `keep` that were not `good`, so that people see what failed.
+/// `releases` are sorted by number.
+///
+/// None goes while there is no current one: a failed release's number tells then which containers are left over.
+/// The newest of all stays: the next one's number comes after it.
+pub fn outdated(
+    releases: &[Release],
+    kept: &BTreeSet<u64>,
+    current: Option<u64>,
+    keep: usize,
+    good: impl Fn(u64) -> bool,
+) -> Vec<Item> {
+    let numbers = || releases.iter().rev().map(|release| release.number);
+    let shown: BTreeSet<u64> = numbers().filter(|number| !good(*number)).take(keep).collect();
+    let stays = |number: &u64| kept.contains(number) || shown.contains(number) || Some(*number) == numbers().next();
+    let going = releases.iter().map(|release| release.number).filter(|number| current.is_some() && !stays(number));
+    let item = |number| Item {
+        place: Place::Manager,
+        thing: Thing::Release { number },
+        why: if good(number) {
+            format!("the newest {keep} of each of its applications stay")
+        } else {
+            format!("did not stay active, and the newest {keep} of those stay")
+        },
+        bytes: 0,
+    };
+    going.map(item).collect()
 }
 
 /// What these releases need; `registry` is the private registry's name, `namespace` its folder for applications.

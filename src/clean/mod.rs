@@ -1,4 +1,4 @@
-//! What goes and what stays of containers, images, tags and blobs that are kept somewhere, and why.
+//! What goes and what stays of releases, containers, images, tags and blobs that are kept somewhere, and why.
 //!
 //! Takes nothing away: no I/O, no clock. When in doubt, it stays.
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Digest, NodeName, Repository};
 
-pub use keep::{Needed, kept, needed};
+pub use keep::{Needed, kept, needed, outdated};
 pub use node::{NodeInput, node};
 pub use registry::{RegistryInput, RegistryPlan, registry};
 pub use room::{Room, UNPACKED, room};
@@ -22,6 +22,8 @@ pub use room::{Room, UNPACKED, room};
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
+    /// In the manager's state.
+    Manager,
     /// On a node.
     Node(NodeName),
     /// In the private registry.
@@ -30,6 +32,7 @@ pub enum Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Manager => f.write_str("manager"),
             Self::Node(node) => node.fmt(f),
             Self::Registry => f.write_str("registry"),
         }
@@ -40,6 +43,11 @@ impl fmt::Display for Place {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Thing {
+    /// A release, with how it ended.
+    Release {
+        /// Its number.
+        number: u64,
+    },
     /// A stopped container of this cloud.
     Container {
         /// The engine's id.
@@ -73,6 +81,7 @@ impl Thing {
     /// Its kind, in a word.
     pub fn word(&self) -> &'static str {
         match self {
+            Self::Release { .. } => "release",
             Self::Container { .. } => "container",
             Self::Image { .. } => "image",
             Self::Manifest { .. } => "manifest",
@@ -83,6 +92,7 @@ impl Thing {
 impl fmt::Display for Thing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Release { number } => number.fmt(f),
             Self::Container { name, .. } => f.write_str(name),
             Self::Image { id, names } => {
                 let brief = |name: &String| crate::model::ImageRef::brief(name);
@@ -116,7 +126,7 @@ pub struct Item {
 pub struct Forecast {
     /// The releases one can go back to.
     pub kept: Vec<u64>,
-    /// What goes: first from nodes, then from the registry.
+    /// What goes: first from the manager's state, then from nodes, then from the registry.
     pub items: Vec<Item>,
     /// What was not looked at, or stays for now, and why.
     pub notes: Vec<String>,

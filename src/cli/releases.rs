@@ -2,8 +2,8 @@
 
 use crate::{
     api::ReleasesView,
-    manager::Rollback,
-    release::{Release, compare},
+    manager::{NOT_KEPT, Rollback},
+    release::{Release, compare, was},
 };
 
 use super::{Client, Failure, Global, Printer, block_on, deploy, status::age};
@@ -92,8 +92,12 @@ fn known(global: &Global) -> Result<ReleasesView, Failure> {
 fn find(view: &ReleasesView, number: Option<u64>) -> Result<&Release, Failure> {
     let missing = || Failure::invalid("there is no such release").hint("`matrix releases` lists them");
     let number = number.or(view.current).ok_or_else(missing)?;
-    view.releases
-        .iter()
-        .find(|release| release.number == number)
-        .ok_or_else(|| Failure::invalid(format!("there is no release {number}")).hint("`matrix releases` lists them"))
+    let was = was(&view.releases, number);
+    view.releases.iter().find(|release| release.number == number).ok_or_else(|| {
+        if was {
+            Failure::invalid(format!("release {number} is not kept any more")).hint(NOT_KEPT)
+        } else {
+            Failure::invalid(format!("there is no release {number}")).hint("`matrix releases` lists them")
+        }
+    })
 }

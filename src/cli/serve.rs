@@ -65,7 +65,10 @@ async fn serve(config: Config) -> Result<(), Failure> {
         }
         told.cancel();
     });
-    let manager = Manager::start(config, stop).await.map_err(|e| Failure::from_error(Exit::Failed, &e))?;
+    let manager = Manager::start(config, stop).await.map_err(|error| {
+        let failure = Failure::from_error(Exit::Failed, &error);
+        error.hint().into_iter().fold(failure, Failure::hint)
+    })?;
     let pages = dashboard::router(manager.clone());
     let ready = || {
         // Not run by systemd: nobody to tell.

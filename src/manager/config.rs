@@ -152,13 +152,16 @@ pub struct Registry {
     pub namespace: String,
 }
 
+/// How many good releases of each application are kept at least.
+pub const FEWEST_RELEASES: usize = 5;
+
 /// Cleaning.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gc {
     /// When each day.
     pub at: At,
-    /// How many releases of each application one can go back to.
+    /// How many releases of each application one can go back to, and how many that failed are still listed.
     pub keep_releases: usize,
     /// What came to the registry within so many minutes may be part of a push under way.
     pub grace_minutes: u32,
@@ -241,7 +244,7 @@ impl Default for Gc {
     fn default() -> Self {
         Self {
             at: At(Some(jiff::civil::time(3, 0, 0, 0))),
-            keep_releases: 5,
+            keep_releases: FEWEST_RELEASES,
             grace_minutes: 60,
             tags: None,
             storage: None,

@@ -2,7 +2,10 @@
 //!
 //! The journal says what was meant; the world says what is. Nothing here is trusted about the world but to keep it as it is.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +72,16 @@ fn release_key(number: u64) -> String {
     format!("{RELEASE}{number:012}")
 }
 
+fn ending_key(number: u64) -> String {
+    format!("{ENDING}{number:012}")
+}
+
+/// The last release before this one that was active and stayed whole.
+fn before<'a>(releases: &'a [Release], number: u64, endings: &BTreeMap<u64, Ending>) -> Option<&'a Release> {
+    let good = |r: &&Release| r.number < number && endings.get(&r.number).is_none_or(|e| e.state == State::Good);
+    releases.iter().rev().find(good)
+}
+
 impl Journal {
     /// The journal in this store.
     pub fn new(store: Arc<dyn Store>) -> Self {
@@ -80,13 +93,16 @@ impl Journal {
     /// When the store fails or holds something unreadable.
     pub fn read(&self) -> Result<Remembered, StoreError> {
         let store = &*self.0;
-        let release = match get_json::<u64>(store, CURRENT)? {
-            Some(number) => get_json::<Release>(store, &release_key(number))?,
-            None => None,
-        };
+        // All of them, so that a damaged one is found before anything is done, not when it is asked for.
+        let releases = self.releases()?;
         let endings = self.endings()?;
-        let before =
-            release.as_ref().and_then(|release| self.before(release.number, &endings).transpose()).transpose()?;
+        let current = get_json::<u64>(store, CURRENT)?;
+        let before = current.and_then(|number| before(&releases, number, &endings).cloned());
+        let missing = |number| StoreError::Missing(release_key(number));
+        let release = current.map(|current| {
+            releases.into_iter().find(|release| release.number == current).ok_or_else(|| missing(current))
+        });
+        let release = release.transpose()?;
         Ok(Remembered {
             release,
             previous: before,
@@ -105,14 +121,6 @@ impl Journal {
     /// When the store fails or holds something unreadable.
     pub fn releases(&self) -> Result<Vec<Release>, StoreError> {
         Ok(list_json::<Release>(&*self.0, RELEASE)?.into_values().collect())
-    }
-    /// The last release before this one that was active and stayed whole.
-    ///
-    /// # Errors
-    /// When the store fails or holds something unreadable.
-    pub fn before(&self, number: u64, endings: &BTreeMap<u64, Ending>) -> Result<Option<Release>, StoreError> {
-        let good = |r: &Release| r.number < number && endings.get(&r.number).is_none_or(|e| e.state == State::Good);
-        Ok(self.releases()?.into_iter().rev().find(good))
     }
     /// How each release ended.
     ///
@@ -148,11 +156,8 @@ impl Journal {
         places: &Assignments,
         watch: Option<&Watch>,
     ) -> Result<(), StoreError> {
-        let mut changes = vec![
-            Change::put(format!("{ENDING}{number:012}"), ending)?,
-            Change::delete(ROLLOUT),
-            Change::delete(STAGED),
-        ];
+        let mut changes =
+            vec![Change::put(ending_key(number), ending)?, Change::delete(ROLLOUT), Change::delete(STAGED)];
         if ending.state == State::Good {
             changes.push(Change::put(CURRENT, &number)?);
             changes.push(Change::put(ASSIGNMENTS, places)?);
@@ -166,12 +171,20 @@ impl Journal {
     /// When the store fails, or another release took the number.
     pub fn undo(&self, number: u64, ending: &Ending, back: &Rollout) -> Result<(), StoreError> {
         self.0.transact(&[
-            Change::put(format!("{ENDING}{number:012}"), ending)?,
+            Change::put(ending_key(number), ending)?,
             Change::put(release_key(back.release.number), &back.release)?.expect(0),
             Change::put(ROLLOUT, back)?,
             Change::delete(STAGED),
             Change::delete(WATCH),
         ])
+    }
+    /// Forgets these releases and how they ended, in one transaction.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn forget(&self, numbers: &BTreeSet<u64>) -> Result<(), StoreError> {
+        let keys = numbers.iter().flat_map(|number| [release_key(*number), ending_key(*number)]);
+        self.0.transact(&keys.map(Change::delete).collect::<Vec<_>>())
     }
     /// Keeps what changed of the rest.
     ///
@@ -198,5 +211,34 @@ impl Journal {
             changes.push(Change::put(TABLE, table)?);
         }
         if changes.is_empty() { Ok(()) } else { self.0.transact(&changes) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Sqlite;
+
+    #[test]
+    fn what_is_forgotten_is_gone_with_its_ending_and_the_rest_is_as_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let journal = Journal::new(Arc::new(Sqlite::open(&folder.path().join("matrix.db")).expect("a store")));
+        for number in 1..=4 {
+            let release = Release { number, ..Release::none() };
+            journal.begin(&Rollout::new(release, jiff::Timestamp::UNIX_EPOCH, false)).expect("begun");
+            let state = if number == 2 { State::Failed } else { State::Good };
+            let ending = Ending { state, why: Vec::new(), at: jiff::Timestamp::UNIX_EPOCH };
+            journal.end(number, &ending, &Assignments::new(), None).expect("ended");
+        }
+        let before = journal.read().expect("a state");
+        journal.forget(&BTreeSet::from([1, 2])).expect("forgotten");
+        let numbers = |releases: Vec<Release>| releases.iter().map(|release| release.number).collect::<Vec<_>>();
+        assert_eq!(numbers(journal.releases().expect("releases")), [3, 4]);
+        let after = journal.read().expect("a state");
+        assert_eq!(after.endings.keys().copied().collect::<Vec<_>>(), [3, 4]);
+        assert_eq!(Remembered { endings: before.endings.clone(), ..after }, before);
+        // Never by cleaning: then it is a damaged file, not a cloud without a release.
+        journal.forget(&BTreeSet::from([4])).expect("forgotten");
+        assert!(matches!(journal.read(), Err(StoreError::Missing(key)) if key == "release/000000000004"));
     }
 }

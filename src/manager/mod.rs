@@ -43,14 +43,14 @@ use config::Config;
 use events::Events;
 use gateway::Gateway;
 use journal::Journal;
-use nodes::Nodes;
+use nodes::{Nodes, NodesError};
 use run::Message;
 
 pub use execute::chain;
 pub use operate::{Drain, Leaving, OperateError};
 pub use run::{Overview, Progress};
 pub use steer::{Again, Scale, SteerError};
-pub use submit::{Rollback, Submission, SubmitError, Submitted};
+pub use submit::{NOT_KEPT, Rollback, Submission, SubmitError, Submitted};
 
 /// Why the manager does not start.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +65,14 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The state cannot be read: it acts on nothing then.
-    #[error("cannot read the state; nothing was touched, nodes and routes go on as they are")]
-    State(#[source] StoreError),
+    #[error("cannot read the state in {file}; nothing was touched, nodes and routes go on as they are")]
+    State {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: StoreError,
+    },
     /// Nodes cannot be spoken to.
     #[error("cannot start speaking to nodes")]
     Nodes(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -79,6 +85,19 @@ pub enum StartError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl StartError {
+    /// What to do.
+    pub fn hint(&self) -> Option<String> {
+        let Self::State { file, .. } = self else { return None };
+        let file = file.display();
+        Some(format!(
+            "put a backup in its place (and remove {file}-wal and {file}-shm): what runs is taken over as it is. Without a \
+             backup move it away: the manager begins anew, routes nothing until the plan is deployed again, and nodes are \
+             to be admitted again where the policy asks"
+        ))
+    }
 }
 
 /// A handle on the running manager; cheap to clone.
@@ -118,14 +137,19 @@ impl Manager {
                 .await
                 .map_err(|source| StartError::Folder { folder: folder.clone(), source })?;
         }
-        let store: Arc<dyn Store> = Arc::new(Sqlite::open(&config.state.join("matrix.db")).map_err(StartError::State)?);
+        let file = config.state.join("matrix.db");
+        let unreadable = |source| StartError::State { file: file.clone(), source };
+        let store: Arc<dyn Store> = Arc::new(Sqlite::open(&file).map_err(unreadable)?);
         let journal = Journal::new(Arc::clone(&store));
-        let remembered = journal.read().map_err(StartError::State)?;
+        let remembered = journal.read().map_err(unreadable)?;
         let registry = Registry::new(&config.registry.endpoint)
             .map_err(|e| StartError::Registry { endpoint: config.registry.endpoint.clone(), source: Box::new(e) })?;
         let events = Events::default();
-        let nodes = Nodes::start(Arc::clone(&config), Arc::clone(&store), stop.clone())
-            .map_err(|e| StartError::Nodes(Box::new(e)))?;
+        let nodes =
+            Nodes::start(Arc::clone(&config), Arc::clone(&store), stop.clone()).map_err(|error| match error {
+                NodesError::Store(source) => unreadable(source),
+                error => StartError::Nodes(Box::new(error)),
+            })?;
         let gateway = config.varnish.is_some().then(|| Gateway::start(&config, stop.clone()));
         if let Some(gateway) = &gateway {
             nodes.look_through(gateway);

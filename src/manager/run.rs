@@ -89,6 +89,8 @@ pub(super) enum Message {
     Abort { why: String },
     /// The release was submitted again: what failed is tried at once.
     Again { turn: u64 },
+    /// Old releases are not kept any more.
+    Forgotten(BTreeSet<u64>),
     /// An action ended.
     Ended { action: Box<Action>, again: bool, outcome: Outcome },
     /// The gateway took a table, or not.
@@ -244,6 +246,7 @@ impl Loop {
             }
             Message::Abort { why } => self.give_up(State::Aborted, vec![why]),
             Message::Again { turn } => self.try_at_once(turn),
+            Message::Forgotten(numbers) => self.known.endings.retain(|number, _| !numbers.contains(number)),
             Message::Ended { action, again, outcome } => {
                 self.running.remove(action.container());
                 self.ended(&action, again, outcome);

@@ -10,7 +10,7 @@ use std::{
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
-use super::config::{AdmissionPolicy, Config, Healing, PlanFile, StaticNode, Varnish};
+use super::config::{AdmissionPolicy, Config, FEWEST_RELEASES, Healing, PlanFile, StaticNode, Varnish};
 use crate::{
     model::{ImageRef, Repository},
     plan::{
@@ -256,10 +256,13 @@ fn gc(file: &Fields<'_>, config: &mut Config, found: &mut Notes) {
     optional_path(&gc, "storage", &mut it.storage, found);
     set(&gc, "collect", &mut it.collect, found);
     set(&gc, "restart", &mut it.restart, found);
-    for (key, value) in [("keep_releases", Some(it.keep_releases)), ("tags", it.tags)] {
-        if let Some(v) = gc.get(key).filter(|_| value == Some(0)) {
-            found.error(v.span(), format!("gc.{key} is at least 1"));
-        }
+    if let Some(v) = gc.get("keep_releases").filter(|_| it.keep_releases < FEWEST_RELEASES) {
+        found
+            .error(v.span(), format!("gc.keep_releases is at least {FEWEST_RELEASES}"))
+            .hint("a bad release is often noticed some releases later");
+    }
+    if let Some(v) = gc.get("tags").filter(|_| it.tags == Some(0)) {
+        found.error(v.span(), "gc.tags is at least 1");
     }
     // One without the other would collect while images come, or restart for nothing.
     let whole = it.storage.is_some() && !it.collect.is_empty() && !it.restart.is_empty();

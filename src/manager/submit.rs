@@ -13,7 +13,7 @@ use crate::{
     model::{AppName, ImageRef, Timestamp},
     plan::{self, Checked, Diagnostic, Plan},
     reconcile::{self, Change, World},
-    release::{Naming, Release, Rollout},
+    release::{self, Naming, Release, Rollout},
     remote::registry::{Registry, RegistryError},
     schedule::{self, Placed},
     store::StoreError,
@@ -112,6 +112,9 @@ pub enum SubmitError {
     /// There is no such release.
     #[error("there is no release {0}")]
     NoRelease(u64),
+    /// There was one, and it was cleaned away.
+    #[error("release {0} is not kept any more")]
+    NotKept(u64),
     /// The registry does not answer.
     #[error("cannot look up images")]
     Registry(#[source] RegistryError),
@@ -135,6 +138,10 @@ pub enum SubmitError {
     State(#[from] StoreError),
 }
 
+/// Why an old release is not there.
+pub const NOT_KEPT: &str =
+    "`matrix releases` lists those that are; `[gc] keep_releases` says how many of each application";
+
 impl SubmitError {
     /// What to do.
     pub fn hint(&self) -> Option<&'static str> {
@@ -143,6 +150,7 @@ impl SubmitError {
             Self::Images(_) => Some("`matrix images` lists what is there; `matrix install-image NAME` puts one there"),
             Self::Disks(_) => Some("`matrix gc` frees what no release needs; or place the application elsewhere"),
             Self::NoRelease(_) => Some("`matrix releases` lists them"),
+            Self::NotKept(_) => Some(NOT_KEPT),
             Self::Registry(_) => Some("is the registry running, and does the configuration name its address?"),
             Self::NoRollout => Some("`matrix status` shows what runs, `matrix releases` how each release ended"),
             Self::Busy { .. } => {
@@ -174,8 +182,9 @@ impl Manager {
         let releases = self.0.journal.releases()?;
         let before = self.0.overview.borrow().remembered.previous.as_ref().map_or(0, |release| release.number);
         let wanted = rollback.to.unwrap_or(before);
+        let was = release::was(&releases, wanted);
         let Some(release) = releases.into_iter().find(|release| release.number == wanted) else {
-            return Err(SubmitError::NoRelease(wanted));
+            return Err(if was { SubmitError::NotKept(wanted) } else { SubmitError::NoRelease(wanted) });
         };
         self.still_there(&release).await?;
         let message = rollback.message.or_else(|| Some(format!("rollback to release {wanted}")));

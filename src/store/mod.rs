@@ -62,6 +62,9 @@ pub enum StoreError {
     /// The value is not the JSON it should be.
     #[error("the value of {0} in the state file is not readable")]
     Value(String, #[source] serde_json::Error),
+    /// Another value names this one.
+    #[error("{0} is missing in the state file")]
+    Missing(String),
     /// The database failed.
     #[error("cannot use the state file {file}")]
     Database {

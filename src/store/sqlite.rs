@@ -35,6 +35,13 @@ impl Sqlite {
     /// When it cannot be opened, is corrupt, or was written by a newer version.
     pub fn open(file: &Path) -> Result<Self, StoreError> {
         let wrap = |source| StoreError::Database { file: file.display().to_string(), source };
+        let corrupt = |why: String| {
+            rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(why))
+        };
+        // SQLite takes an empty file for a new database; ours was cut off: a new one has its first page at once.
+        if std::fs::metadata(file).is_ok_and(|it| it.len() == 0) {
+            return Err(wrap(corrupt("it is empty".to_owned())));
+        }
         let connection = Connection::open(file).map_err(wrap)?;
         let prepare = || -> rusqlite::Result<()> {
             connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -42,9 +49,6 @@ impl Sqlite {
             connection.busy_timeout(std::time::Duration::from_secs(5))?;
             let sound: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
             let layout: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-            let corrupt = |why: String| {
-                rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(why))
-            };
             if sound != "ok" {
                 return Err(corrupt(sound));
             }
@@ -157,8 +161,30 @@ mod tests {
     fn a_corrupt_file_is_refused() {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("matrix.db");
-        std::fs::write(&file, "this is no database, but long enough to look like one".repeat(100)).expect("a file");
-        let error = Sqlite::open(&file).expect_err("refused");
-        assert!(error.to_string().contains("matrix.db"), "{error}");
+        let store = Sqlite::open(&file).expect("a store");
+        let values: Vec<Change> =
+            (0..50).map(|n| Change::put(format!("k/{n}"), &"x".repeat(500)).expect("json")).collect();
+        store.transact(&values).expect("written");
+        drop(store);
+        let good = std::fs::read(&file).expect("a file");
+        let garbage = |from: usize, to: usize| {
+            let mut bytes = good.clone();
+            bytes[from..to].fill(0xa5);
+            bytes
+        };
+        for (what, bytes) in [
+            ("no database", b"this is no database, but long enough to look like one".repeat(100)),
+            ("empty", Vec::new()),
+            ("a garbage header", garbage(0, 100)),
+            ("a garbage page", garbage(2 * 4096, 3 * 4096)),
+            ("the second half cut off", good[..good.len() / 2].to_vec()),
+        ] {
+            std::fs::write(&file, bytes).expect("a file");
+            let error = Sqlite::open(&file).expect_err(what);
+            assert!(error.to_string().contains("matrix.db"), "{what}: {error}");
+        }
+        std::fs::write(&file, good).expect("a file");
+        let all: BTreeMap<String, String> = list_json(&Sqlite::open(&file).expect("sound"), "k/").expect("a list");
+        assert_eq!(all.len(), 50);
     }
 }

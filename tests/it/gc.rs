@@ -65,6 +65,22 @@ fn the_last_releases_of_each_application_are_kept() {
     assert!(needed.tags.contains(&("cloud/shop".parse().unwrap(), "v9".to_owned())), "{:?}", needed.tags);
 }
 
+#[test]
+fn old_releases_are_forgotten_but_for_the_last_that_failed() {
+    let all: Vec<Release> = (1..=20).map(|n| release(n, &[("shop", u8::try_from(n).unwrap())])).collect();
+    let outdated = |current, good: fn(u64) -> bool| {
+        let kept = clean::kept(&all, current, 5, good);
+        let numbers = |thing| if let Thing::Release { number } = thing { number } else { 0 };
+        let items = clean::outdated(&all, &kept, current, 5, good);
+        items.into_iter().map(|item| numbers(item.thing)).collect::<Vec<_>>()
+    };
+    assert_eq!(outdated(Some(20), |_| true), (1..=15).collect::<Vec<_>>());
+    // Good: 2, 4 … 20.
+    assert_eq!(outdated(Some(20), |n| n % 2 == 0), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    assert_eq!(outdated(Some(1), |n| n == 1), (2..=15).collect::<Vec<_>>(), "of what failed five are listed");
+    assert!(outdated(None, |_| false).is_empty(), "while nothing is active, what failed is known by its number");
+}
+
 fn image(number: u8, names: u8) -> NodeImage {
     let own = format!("{REGISTRY}/cloud/shop@{}", digest(number));
     let tag = format!("{REGISTRY}/cloud/shop:v{number}");
@@ -109,6 +125,39 @@ fn clouds() -> impl Strategy<Value = Option<&'static str>> {
 }
 
 proptest! {
+    #[test]
+    fn what_one_can_go_back_to_is_never_forgotten(
+        apps in prop::collection::vec(prop::collection::btree_set("[a-d]", 1..4), 1..40),
+        bad in prop::collection::btree_set(1u64..40, 0..20),
+        current in prop::option::of(1u64..40),
+        keep in 1usize..7,
+    ) {
+        let all: Vec<Release> = (1..).zip(&apps).map(|(number, apps)| {
+            let images: Vec<(&str, u8)> = apps.iter().map(|app| (app.as_str(), u8::try_from(number).unwrap())).collect();
+            release(number, &images)
+        }).collect();
+        let current = current.filter(|current| *current <= all.len() as u64);
+        let good = |number| !bad.contains(&number);
+        let kept = clean::kept(&all, current, keep, good);
+        let gone: BTreeSet<u64> = clean::outdated(&all, &kept, current, keep, good)
+            .into_iter()
+            .filter_map(|item| if let Thing::Release { number } = item.thing { Some(number) } else { None })
+            .collect();
+        prop_assert!(gone.is_disjoint(&kept));
+        let stays: Vec<Release> = all.iter().filter(|release| !gone.contains(&release.number)).cloned().collect();
+        prop_assert_eq!(stays.last(), all.last(), "no number is given twice");
+        for app in ["a", "b", "c", "d"].map(|app| app.parse::<AppName>().unwrap()) {
+            let last = |of: &[Release]| of.iter().rev().filter(|r| good(r.number) && r.images.contains_key(&app))
+                .take(keep).map(|r| r.number).collect::<Vec<_>>();
+            prop_assert_eq!(last(&stays), last(&all));
+        }
+        // The way back is the same, and so is what images are kept for.
+        let before = |of: &[Release]| of.iter().rev().map(|r| r.number).find(|n| good(*n) && Some(*n) < current);
+        prop_assert_eq!(before(&stays), before(&all));
+        prop_assert_eq!(&clean::kept(&stays, current, keep, good), &kept);
+        prop_assert_eq!(clean::outdated(&stays, &kept, current, keep, good), vec![], "a second time finds nothing");
+    }
+
     #[test]
     fn a_node_keeps_what_anybody_needs(
         images in prop::collection::btree_map(0u8..12, 0u8..5, 0..10),

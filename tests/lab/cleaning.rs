@@ -108,6 +108,10 @@ fn what_no_kept_release_needs_goes_and_every_way_back_stays() {
     assert_eq!((registry_bytes(lab), &lab.cloud()["release"]["number"]), (registry, &release));
     let kept: Vec<u64> = serde_json::from_value(forecast["kept"].clone()).unwrap();
     assert_eq!(kept, [4, 5, 6, 7, 8].map(|number| first + number), "{forecast}");
+    let items = forecast["items"].as_array().unwrap().iter();
+    let outdated: Vec<u64> = items.filter_map(|item| item["number"].as_u64()).filter(|n| *n > first).collect();
+    assert_eq!(outdated, [1, 2, 3].map(|number| first + number), "{forecast}");
+    assert!(lab.matrix(&["diff", &(first + 1).to_string()]).code == 0, "--dry-run forgets nothing");
 
     let (_, end) = gc(lab, &[]);
     let end = end.unwrap();
@@ -144,8 +148,17 @@ fn what_no_kept_release_needs_goes_and_every_way_back_stays() {
         assert!(page(lab).contains(&format!("<h1>v{number}</h1>")), "release {number}: {}", page(lab));
         assert!(NODES.iter().all(|node| has(lab, node, digest)), "pulled anew");
     }
-    let ran = lab.matrix(&["rollback", &(first + 1).to_string()]);
-    assert_eq!(ran.code, 2, "{}{}", ran.out, ran.err);
+    // What cannot be gone back to is not listed, and whoever asks for it is told.
+    let view = lab.matrix(&["releases", "--json"]).json();
+    let listed: Vec<u64> = view["releases"].as_array().unwrap().iter().map(|r| r["number"].as_u64().unwrap()).collect();
+    assert_eq!(listed, (4..=12).map(|number| first + number).collect::<Vec<_>>());
+    let gone = (first + 1).to_string();
+    for args in [&["rollback", &gone][..], &["rollback", &gone, "--dry-run"], &["diff", &gone]] {
+        let ran = lab.matrix(args);
+        assert_eq!(ran.code, 2, "{args:?} {}{}", ran.out, ran.err);
+        assert!(ran.err.contains(&format!("release {gone} is not kept any more")), "{}", ran.err);
+        assert!(ran.err.contains("keep_releases"), "{}", ran.err);
+    }
     lab.on("node1", &["docker", "rm", "-f", "foreign"]).ok();
 }
 

@@ -71,6 +71,40 @@ fn a_node_without_power_loses_no_request_and_its_instances_run_elsewhere() {
 }
 
 #[test]
+fn a_gateway_that_is_cut_off_its_own_network_moves_nothing_and_finds_all_as_it_was() {
+    let lab = experienced();
+    lab.deploy("[apps.web]\nimage = \"hello\"\nreplicas = 3\n").ok();
+    let ids = || NODES.map(|node| lab.containers(node));
+    let (before, served) = (ids(), serving(&lab));
+    let routed = lab.matrix(&["vcl"]).ok();
+    let started =
+        NODES.map(|node| lab.on(node, &["sh", "-c", "docker inspect -f '{{.State.StartedAt}}' $(docker ps -q)"]).ok());
+    let link = |way| lab.gateway(&["ip", "link", "set", "eth1", way]).ok();
+    link("down");
+    let cut = Instant::now();
+    // Three times what it takes to declare a node lost.
+    std::thread::sleep(Duration::from_secs(13));
+    let problems = lab.cloud()["problems"].to_string();
+    assert!(problems.contains("nothing is moved: 3 of 3 nodes do not answer at once"), "{problems}");
+    assert!(NODES.iter().all(|node| state(&lab, node) == "lost"), "{}", lab.cloud()["nodes"]);
+    assert_eq!(lab.matrix(&["vcl"]).ok(), routed, "routes stay");
+    link("up");
+    let healed = Instant::now();
+    eventually("the same containers answer", 10, || lab.get("/web/").0 == 200);
+    eprintln!("  cut for {:?}, answered again after {:?}", healed - cut, healed.elapsed());
+    eventually("all serve again", 30, || serving(&lab) == served);
+    // Longer than anything is held back.
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!((ids(), serving(&lab)), (before, served));
+    let now =
+        NODES.map(|node| lab.on(node, &["sh", "-c", "docker inspect -f '{{.State.StartedAt}}' $(docker ps -q)"]).ok());
+    assert_eq!(now, started, "none was started anew");
+    let load = lab.load(&["/web/"], 100);
+    load.until(Duration::from_secs(6));
+    load.stop().none_lost();
+}
+
+#[test]
 fn a_node_whose_sshd_alone_is_cut_off_serves_on_and_nothing_moves() {
     let lab = lab();
     lab.deploy("[apps.web]\nimage = \"hello\"\nreplicas = 3\n").ok();

@@ -19,3 +19,4 @@ mod original_plan;
 mod pains;
 mod releases;
 mod rig;
+mod state;

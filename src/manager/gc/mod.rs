@@ -1,10 +1,11 @@
-//! Cleaning: stopped containers of ours, images on nodes, manifests and blobs in the registry that nobody needs.
+//! Cleaning: old releases, stopped containers of ours, images on nodes, manifests and blobs in the registry that nobody needs.
 //!
 //! Decides nothing itself (`clean` does), and takes nothing away while a release is on its way.
 
 mod nightly;
 mod nodes;
 mod registry;
+mod releases;
 mod window;
 
 use std::{
@@ -16,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    clean::{self, Forecast, Needed},
+    clean::{self, Forecast, Item, Needed},
     inventory::ContainerSpec,
     model::Timestamp,
     release::{Ending, Naming, State},
@@ -82,6 +83,16 @@ struct Last {
     errors: Vec<String>,
 }
 
+/// What is kept of releases.
+struct Kept {
+    /// Those one can go back to.
+    releases: BTreeSet<u64>,
+    /// Those that go.
+    outdated: Vec<Item>,
+    /// What the first need.
+    needed: Needed,
+}
+
 /// Why something is not taken away after all.
 enum Stays {
     /// Nothing more is: a release began.
@@ -96,8 +107,8 @@ impl Manager {
     /// # Errors
     /// When the releases cannot be read.
     pub async fn gc_forecast(&self) -> Result<Forecast, GcError> {
-        let (kept, needed) = self.needed()?;
-        let mut forecast = Forecast { kept: kept.into_iter().collect(), ..Forecast::default() };
+        let Kept { releases, outdated, needed } = self.kept()?;
+        let mut forecast = Forecast { kept: releases.into_iter().collect(), items: outdated, ..Forecast::default() };
         nodes::forecast(self, &needed, &mut forecast).await;
         registry::forecast(self, &needed, &mut forecast).await;
         Ok(forecast)
@@ -114,6 +125,7 @@ impl Manager {
         let forecast = self.gc_forecast().await?;
         told(&forecast);
         let mut cleaned = Cleaned { notes: forecast.notes.clone(), ..Cleaned::default() };
+        cleaned.add(releases::clean(self, &forecast.items).await);
         cleaned.add(nodes::clean(self, &forecast.items).await);
         cleaned.add(registry::clean(self, &forecast.items, patience).await);
         cleaned.millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -165,17 +177,18 @@ impl Manager {
         }
     }
 
-    /// The releases kept, and what they need.
-    fn needed(&self) -> Result<(BTreeSet<u64>, Needed), StoreError> {
+    /// What is kept of releases.
+    fn kept(&self) -> Result<Kept, StoreError> {
         let releases = self.journal().releases()?;
         let endings = self.journal().endings()?;
         let current = self.0.overview.borrow().remembered.release.as_ref().map(|release| release.number);
         let config = self.config();
         let good = |number| endings.get(&number).is_none_or(|ending: &Ending| ending.state == State::Good);
         let kept = clean::kept(&releases, current, config.gc.keep_releases, good);
+        let outdated = clean::outdated(&releases, &kept, current, config.gc.keep_releases, good);
         let naming = Naming { registry: &config.registry.name, namespace: &config.registry.namespace };
         let needed = clean::needed(&releases, &kept, naming);
-        Ok((kept, needed))
+        Ok(Kept { releases: kept, outdated, needed })
     }
 
     /// Names of the containers that have a place.
@@ -185,12 +198,12 @@ impl Manager {
         places.map(|(id, a)| ContainerSpec::name_of(id, &a.spec, &a.node, a.host_port)).collect()
     }
 
-    /// What is needed now, asked with the lock held under which releases are made: none can begin before it is let go.
-    fn still(&self, _lock: &tokio::sync::MutexGuard<'_, ()>) -> Result<Needed, Stays> {
+    /// What is kept now, asked with the lock held under which releases are made: none can begin before it is let go.
+    fn still(&self, _lock: &tokio::sync::MutexGuard<'_, ()>) -> Result<Kept, Stays> {
         if let Some(why) = under_way(&self.0.overview.borrow()) {
             return Err(Stays::All(why));
         }
-        self.needed().map(|(_, needed)| needed).map_err(|e| Stays::All(super::chain(&e)))
+        self.kept().map_err(|e| Stays::All(super::chain(&e)))
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) async fn clean(manager: &Manager, items: &[Item]) -> Cleaned {
 fn node_of(item: &Item) -> Option<&NodeName> {
     match &item.place {
         Place::Node(node) => Some(node),
-        Place::Registry => None,
+        Place::Manager | Place::Registry => None,
     }
 }
 
@@ -68,7 +68,7 @@ async fn one_node(manager: &Manager, node: &NodeName, items: &[Item]) -> Cleaned
     for item in items.iter().filter(|item| node_of(item) == Some(node)) {
         let gone = {
             let lock = manager.0.submitting.lock().await;
-            match manager.still(&lock).and_then(|needed| stays(manager, item, &needed)) {
+            match manager.still(&lock).and_then(|kept| stays(manager, item, &kept.needed)) {
                 Ok(()) => remove(manager, &engine, item).await,
                 Err(Stays::This) => Ok(false),
                 Err(Stays::All(why)) => {
@@ -109,7 +109,7 @@ fn stays(manager: &Manager, item: &Item, needed: &Needed) -> Result<(), Stays> {
             .iter()
             .filter_map(|name| name.parse::<ImageRef>().ok()?.digest)
             .any(|digest| needed.digests.contains_key(&digest)),
-        Thing::Manifest { .. } | Thing::Blobs { .. } => false,
+        Thing::Release { .. } | Thing::Manifest { .. } | Thing::Blobs { .. } => false,
     };
     if is_needed { Err(Stays::This) } else { Ok(()) }
 }
@@ -127,6 +127,6 @@ async fn remove(manager: &Manager, engine: &EngineClient, item: &Item) -> Result
             }
             Ok(true)
         }
-        Thing::Manifest { .. } | Thing::Blobs { .. } => Ok(false),
+        Thing::Release { .. } | Thing::Manifest { .. } | Thing::Blobs { .. } => Ok(false),
     }
 }

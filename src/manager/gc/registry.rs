@@ -55,7 +55,7 @@ pub(super) async fn clean(manager: &Manager, items: &[Item], patience: Duration)
     for item in items {
         let Thing::Manifest { repository, digest, .. } = &item.thing else { continue };
         let lock = manager.0.submitting.lock().await;
-        match manager.still(&lock).and_then(|needed| free(&needed, digest)) {
+        match manager.still(&lock).and_then(|kept| free(&kept.needed, digest)) {
             Ok(()) => {}
             Err(Stays::This) => continue,
             Err(Stays::All(why)) => {

@@ -91,7 +91,7 @@ fn bytes(stock: &RegistryStock) -> u64 {
 /// What is kept, where something of it may be swept now; none where there is nothing.
 async fn worth_it(manager: &Manager, patience: Duration) -> Result<Option<RegistryStock>, Stop> {
     let stock = registry::look(manager).await.map_err(Stop::Error)?;
-    let (_, needed) = manager.needed().map_err(|e| Stop::Error(chain(&e)))?;
+    let needed = manager.kept().map_err(|e| Stop::Error(chain(&e)))?.needed;
     let plan = registry::plan(manager, &stock, &needed);
     if plan.sweep.is_empty() {
         return Ok(None);
@@ -141,7 +141,7 @@ async fn window(manager: &Manager) -> Result<(), Stop> {
     }
     // A push may have come between the last look and the window.
     let stock = registry::look(manager).await.map_err(Stop::Error)?;
-    let (_, needed) = manager.needed().map_err(|e| Stop::Error(chain(&e)))?;
+    let needed = manager.kept().map_err(|e| Stop::Error(chain(&e)))?.needed;
     let plan = registry::plan(manager, &stock, &needed);
     if !plan.young.is_empty() || !plan.unreadable.is_empty() {
         return Err(Stop::Note("a push came".to_owned()));
