@@ -4,12 +4,13 @@
 //! one running. A varnishd that comes back empty gets everything again. Never starts or stops varnishd itself, never
 //! touches VCL of others, and never stands in a request's way: routes outlive the manager.
 
+mod generation;
 mod health;
+mod load;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -19,11 +20,14 @@ use tokio_util::sync::CancellationToken;
 
 pub use health::Sight;
 
+use self::{
+    generation::Generation,
+    load::{end_shut, left},
+};
 use super::config::Config;
 use crate::{
-    model::{AppName, Port, Timestamp},
-    remote::connections,
-    remote::varnish::{Health, Loaded, Varnish, VarnishError},
+    model::Timestamp,
+    remote::varnish::{Health, Varnish, VarnishError},
     routing::{
         RoutingTable,
         vcl::{self, VclError},
@@ -34,8 +38,6 @@ use crate::{
 const GLANCE: Duration = Duration::from_millis(100);
 /// How often what is loaded is compared with what should be.
 const LOOK: Duration = Duration::from_secs(5);
-/// How long what was compiled ahead waits for a table that wants it.
-const PREPARED: Duration = Duration::from_secs(20);
 
 /// The gateway's handle; cheap to clone.
 #[derive(Debug, Clone)]
@@ -117,45 +119,6 @@ pub enum GatewayError {
     },
 }
 
-/// A table with its VCL: name and text of the root and of every application.
-#[derive(Debug)]
-struct Generation {
-    table: Arc<RoutingTable>,
-    root: (String, String),
-    apps: BTreeMap<AppName, (String, String)>,
-}
-
-impl Generation {
-    fn of(table: &RoutingTable) -> Result<Self, VclError> {
-        let text = vcl::root(table)?;
-        let app = |(name, routing)| {
-            let text = vcl::app(name, routing)?;
-            Ok((name.clone(), (vcl::app_version(name, &text), text)))
-        };
-        Ok(Self {
-            table: Arc::new(table.clone()),
-            root: (vcl::root_version(&text), text),
-            apps: table.apps.iter().map(app).collect::<Result<_, VclError>>()?,
-        })
-    }
-
-    /// Whether this and nothing else of ours is loaded, labelled and used.
-    fn runs(&self, loaded: &[Loaded]) -> bool {
-        loaded.iter().any(|l| l.active && l.name == self.root.0)
-            && self.apps.iter().all(|(app, (name, _))| stands_for(loaded, &vcl::label(app)) == Some(name))
-    }
-
-    fn names(&self) -> BTreeSet<String> {
-        let labels = self.apps.keys().map(vcl::label);
-        let versions = self.apps.values().map(|(name, _)| name.clone());
-        labels.chain(versions).chain([self.root.0.clone()]).collect()
-    }
-}
-
-fn stands_for<'a>(loaded: &'a [Loaded], label: &str) -> Option<&'a str> {
-    loaded.iter().find(|l| l.name == label)?.label_of.as_deref()
-}
-
 impl Gateway {
     /// A gateway that looks after the configured varnishd until `stop`. Routes nothing new until the first table.
     pub fn start(config: &Config, stop: CancellationToken) -> Self {
@@ -209,8 +172,7 @@ impl Gateway {
     /// The VCL that runs: [`vcl::ROOT`], and each application's by its name.
     pub async fn vcl(&self) -> BTreeMap<String, String> {
         let wanted = self.inner.wanted.lock().await;
-        let Some(generation) = wanted.as_deref() else { return BTreeMap::new() };
-        texts(generation)
+        wanted.as_deref().map(Generation::texts).unwrap_or_default()
     }
 
     /// How many requests are in flight to a container, also in VCLs that take no new ones. None: varnishd knows no
@@ -256,11 +218,6 @@ impl Gateway {
     }
 }
 
-fn texts(generation: &Generation) -> BTreeMap<String, String> {
-    let apps = generation.apps.iter().map(|(app, (_, text))| (app.to_string(), text.clone()));
-    apps.chain([(vcl::ROOT.to_owned(), generation.root.1.clone())]).collect()
-}
-
 impl Inner {
     async fn apply(&self, table: &RoutingTable) -> Result<Applied, GatewayError> {
         let generation = Arc::new(Generation::of(table)?);
@@ -300,160 +257,6 @@ impl Inner {
         result
     }
 
-    async fn prepare(&self, table: &RoutingTable) {
-        let (Some(varnish), Ok(generation)) = (&self.varnish, Generation::of(table)) else { return };
-        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = generation.names();
-        *self.preparing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        for (name, text) in generation.apps.values() {
-            // One at a time: what has to run now goes first.
-            let _one = self.wanted.lock().await;
-            let Ok(loaded) = varnish.list().await else { return };
-            let path = self.folder.join(format!("{name}.vcl"));
-            if !loaded.iter().any(|l| l.name == *name) && write(&path, text).is_ok() {
-                _ = varnish.load_cold(name, &path).await;
-            }
-        }
-        _ = self.prepare_root(varnish, &generation).await;
-    }
-
-    /// The root names labels, which have to be there: new ones stand for nothing until the table is applied.
-    async fn prepare_root(&self, varnish: &Varnish, generation: &Generation) -> Result<(), GatewayError> {
-        let _one = self.wanted.lock().await;
-        let loaded = varnish.list().await?;
-        let (root, text) = &generation.root;
-        let there = |name: &str| loaded.iter().any(|l| l.name == name);
-        if there(root) {
-            return Ok(());
-        }
-        if !there(vcl::NOTHING) {
-            self.load_nothing(varnish).await?;
-        }
-        for label in generation.apps.keys().map(vcl::label).filter(|label| !there(label)) {
-            varnish.label(&label, vcl::NOTHING).await?;
-        }
-        self.load(varnish, "the routes", root, text, &mut Applied::default()).await
-    }
-
-    async fn load_nothing(&self, varnish: &Varnish) -> Result<(), GatewayError> {
-        let text = include_str!("../../../templates/empty.vcl");
-        self.load(varnish, "no routes", vcl::NOTHING, text, &mut Applied::default()).await
-    }
-
-    /// Loads what is missing, moves labels, uses the root, forgets the rest. At any moment what runs is whole.
-    async fn install(&self, varnish: &Varnish, generation: &Generation) -> Result<Applied, GatewayError> {
-        let mut applied = Applied::default();
-        let loaded = varnish.list().await?;
-        let names: BTreeSet<&str> = loaded.iter().map(|l| l.name.as_str()).collect();
-        for (app, (name, text)) in &generation.apps {
-            if !names.contains(name.as_str()) {
-                self.load(varnish, app.as_str(), name, text, &mut applied).await?;
-            }
-        }
-        let mut fresh = applied.loaded.clone();
-        for cold in loaded.iter().filter(|l| l.cold && generation.apps.values().any(|(name, _)| *name == l.name)) {
-            varnish.warm(&cold.name).await?;
-            fresh.push(cold.name.clone());
-        }
-        self.tell_sick(varnish, generation, &fresh).await;
-        let moved: Vec<_> = generation
-            .apps
-            .iter()
-            .filter(|(app, (name, _))| stands_for(&loaded, &vcl::label(app)) != Some(name))
-            .collect();
-        // A label that is new must be there before the root that names it; one that moves must wait until the root is
-        // known to compile.
-        let (root, text) = &generation.root;
-        for (app, (name, _)) in moved.iter().filter(|(app, _)| !names.contains(vcl::label(app).as_str())) {
-            varnish.label(&vcl::label(app), name).await?;
-        }
-        if !names.contains(root.as_str()) {
-            self.load(varnish, "the routes", root, text, &mut applied).await?;
-        }
-        for (app, (name, _)) in moved.iter().filter(|(app, _)| names.contains(vcl::label(app).as_str())) {
-            varnish.label(&vcl::label(app), name).await?;
-        }
-        applied.labels = moved.len();
-        if !loaded.iter().any(|l| l.active && l.name == *root) {
-            varnish.use_vcl(root).await?;
-            applied.root = true;
-        }
-        if !varnish.running().await? {
-            varnish.start().await?;
-        }
-        applied.discarded = self.tidy(varnish, &generation.names()).await?;
-        Ok(applied)
-    }
-
-    async fn load(
-        &self,
-        varnish: &Varnish,
-        what: &str,
-        name: &str,
-        text: &str,
-        applied: &mut Applied,
-    ) -> Result<(), GatewayError> {
-        let path = self.folder.join(format!("{name}.vcl"));
-        write(&path, text).map_err(|source| GatewayError::File { path: path.clone(), source })?;
-        match varnish.load(name, &path).await {
-            Ok(()) => {
-                applied.loaded.push(name.to_owned());
-                Ok(())
-            }
-            Err(error) => {
-                // What this table has brought must not stay behind: it would be probing for nobody.
-                _ = varnish.discard(&applied.loaded).await;
-                match error {
-                    VarnishError::Refused { message, .. } => {
-                        Err(GatewayError::Compile { what: what.to_owned(), message })
-                    }
-                    error => Err(error.into()),
-                }
-            }
-        }
-    }
-
-    /// Overrules are lost with the VCL they were said of.
-    async fn tell_sick(&self, varnish: &Varnish, generation: &Generation, loaded: &[String]) {
-        let sick = self.sick.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for (app, (name, _)) in generation.apps.iter().filter(|(_, (name, _))| loaded.contains(name)) {
-            let serving = generation.table.apps[app].backends.iter().filter(|(_, b)| b.serving);
-            for (container, _) in serving.filter(|(container, _)| sick.contains(*container)) {
-                _ = varnish.set_health(&format!("{name}.{}", vcl::backend_id(container)), Health::Sick).await;
-            }
-        }
-    }
-
-    /// Forgets what is ours and not kept, loaded or on disk. What is busy ends by itself.
-    async fn tidy(&self, varnish: &Varnish, keep: &BTreeSet<String>) -> Result<Vec<String>, GatewayError> {
-        let loaded = varnish.list().await?;
-        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut keep: BTreeSet<String> = keep.union(&prepared).cloned().collect();
-        keep.insert(vcl::NOTHING.to_owned());
-        let mut old: Vec<_> = loaded
-            .into_iter()
-            .filter(|l| l.name.starts_with(vcl::PREFIX) && !keep.contains(&l.name) && !l.active)
-            .map(|l| l.name)
-            .collect();
-        // A root before the labels it names, a label before what it stands for.
-        let rank = |name: &String| match name.strip_prefix(vcl::PREFIX) {
-            Some(rest) if rest.starts_with("root_") => 0,
-            Some(rest) if rest.starts_with("vcl_") => 2,
-            _ => 1,
-        };
-        old.sort_by_key(|name| (rank(name), name.clone()));
-        for name in &old {
-            varnish.discard(std::slice::from_ref(name)).await?;
-        }
-        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            let file = entry.file_name();
-            let name = file.to_str().and_then(|f| f.strip_suffix(".vcl"));
-            if name.is_some_and(|n| n.starts_with(vcl::PREFIX) && !keep.contains(n)) {
-                _ = std::fs::remove_file(entry.path());
-            }
-        }
-        Ok(old)
-    }
-
     /// Glances at varnishd's process number often, and compares what is loaded now and then: no request waits longer
     /// than that for its route when varnishd comes back empty.
     async fn supervise(&self) {
@@ -476,27 +279,6 @@ impl Inner {
             }
             seen = process;
         }
-    }
-
-    /// Has what labels stand for at first compiled before anybody waits for it.
-    async fn stand_by(&self, varnish: &Varnish) {
-        let _one = self.wanted.lock().await;
-        if varnish.list().await.is_ok_and(|loaded| !loaded.iter().any(|l| l.name == vcl::NOTHING)) {
-            _ = self.load_nothing(varnish).await;
-        }
-    }
-
-    /// A table that was expected and never came leaves nothing behind.
-    async fn forget_prepared(&self, varnish: &Varnish, generation: &Generation) {
-        {
-            let mut since = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
-            if since.is_none_or(|since| since.elapsed() < PREPARED) {
-                return;
-            }
-            *since = None;
-        }
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        _ = self.tidy(varnish, &generation.names()).await;
     }
 
     async fn look(&self, varnish: &Varnish) {
@@ -543,36 +325,4 @@ impl Inner {
             !same
         });
     }
-}
-
-/// Where nothing is served from any more.
-fn left(before: &RoutingTable, now: &RoutingTable) -> BTreeSet<(IpAddr, Port)> {
-    let all = |table: &RoutingTable| -> BTreeSet<_> {
-        table.apps.values().flat_map(|app| app.backends.values()).map(|b| (b.address, b.port)).collect()
-    };
-    all(before).difference(&all(now)).copied().collect()
-}
-
-/// While varnishd forgets these backends: it closes a connection in its pool and waits for the other side to do so too.
-async fn end_shut(left: BTreeSet<(IpAddr, Port)>) {
-    for pause in [300, 700, 2000, 7000, 20_000] {
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-        for (address, port) in &left {
-            if let Err(error) = connections::end_shut(*address, port.get()).await {
-                tracing::debug!(%address, %port, %error, "connections that were shut stay until the other side ends them");
-            }
-        }
-    }
-}
-
-/// Writes a file whole, readable for varnishd's compiler. Nothing in it is secret: addresses and paths.
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = path.parent().unwrap_or(path);
-    std::fs::create_dir_all(folder)?;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?;
-    let part = path.with_extension("part");
-    std::fs::write(&part, text)?;
-    std::fs::set_permissions(&part, std::fs::Permissions::from_mode(0o644))?;
-    std::fs::rename(part, path)
 }
