@@ -14,7 +14,7 @@ use crate::{
 
 use super::{
     config::{Config, Rebalance},
-    run::Progress,
+    progress::Progress,
 };
 
 /// Since when all is calm, and what did not work.

@@ -28,11 +28,7 @@ use crate::{
     schedule::Assignments,
 };
 
-use super::{
-    events::Kind,
-    execute::chain,
-    run::{Decided, Loop},
-};
+use super::{decide::Decided, events::Kind, execute::chain, run::Loop};
 
 /// How long a new instance may be away: an engine that starts it anew is not a failing release.
 const PATIENCE: Duration = Duration::from_secs(10);

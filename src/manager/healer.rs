@@ -26,7 +26,7 @@ use super::{
     heal::{Facts, History, Step},
     journal::Remembered,
     nodes::Nodes,
-    run::Overview,
+    progress::Overview,
 };
 
 /// Where instances should not run, by instance.

@@ -2,10 +2,12 @@
 //!
 //! Not needed for routes to stay up: when it is gone, the gateway and the nodes go on as they are.
 
+mod acting;
 mod balance;
 mod canary;
 mod caution;
 pub mod config;
+mod decide;
 pub mod events;
 mod execute;
 pub mod gateway;
@@ -17,6 +19,7 @@ pub mod nodes;
 mod operate;
 mod pace;
 mod plan_file;
+mod progress;
 mod rollout;
 mod room;
 mod route;
@@ -48,7 +51,7 @@ use run::Message;
 
 pub use execute::chain;
 pub use operate::{Drain, Leaving, OperateError};
-pub use run::{Overview, Progress};
+pub use progress::{Overview, Progress};
 pub use steer::{Again, Scale, SteerError};
 pub use submit::{NOT_KEPT, Rollback, Submission, SubmitError, Submitted};
 

@@ -13,9 +13,11 @@ use crate::{
 };
 
 use super::{
+    decide::{Decided, names},
     events::Kind,
     journal::Remembered,
-    run::{Decided, Loop, Progress, names},
+    progress::Progress,
+    run::Loop,
     undo::Watch,
 };
 

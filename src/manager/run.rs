@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
@@ -16,13 +15,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    inventory::{ContainerSpec, NodeState, Snapshot},
-    model::{AppName, InstanceId, NodeName, Timestamp},
-    reconcile::{self, Action, Decision, Hold, Stage, Staged, World},
-    release::{Release, Rollout, State},
-    remote::connections,
+    inventory::Snapshot,
+    model::{AppName, NodeName, Timestamp},
+    reconcile::{Action, Hold},
+    release::{Rollout, State},
     routing::{RoutingTable, routes},
-    schedule::{self, Assignments, Unplaced},
+    schedule::Unplaced,
 };
 
 use super::{
@@ -30,55 +28,17 @@ use super::{
     canary::Watching,
     caution,
     config::Config,
+    decide::{names, statuses},
     events::{Events, Kind},
-    execute::{self, Outcome},
+    execute::Outcome,
     gateway::Gateway,
-    heal, healer,
+    healer,
     journal::{Answered, Journal, Remembered},
     nodes::Nodes,
     pace::Pace,
-    rollout,
+    progress::{Overview, Progress},
     route::TOGETHER,
 };
-
-/// How far the cloud is from what is wanted.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Progress {
-    /// The release it is about: the one on its way, or else the active one; 0: none yet.
-    pub release: u64,
-    /// How far that is, for people; none: it is active.
-    #[serde(default)]
-    pub rollout: Option<String>,
-    /// Whether all of it answers and the switch waits for somebody to ask for it.
-    #[serde(default)]
-    pub staged: bool,
-    /// The last release that failed, until another one is asked for.
-    #[serde(default)]
-    pub failed: Option<u64>,
-    /// The last submission that is taken into account, counted since the manager started.
-    pub turn: u64,
-    /// Whether there is nothing to do and nothing under way.
-    pub settled: bool,
-    /// What failed last, by instance, and is tried again later.
-    pub failures: BTreeMap<InstanceId, String>,
-    /// What cannot go on yet, and on what it waits.
-    pub waiting: BTreeMap<InstanceId, String>,
-    /// What finds no place.
-    pub unplaced: BTreeMap<InstanceId, String>,
-    /// What the gateway refused.
-    pub gateway: Option<String>,
-    /// Whether lost nodes' instances stay where they are, since the manager is unsure.
-    pub frozen: Option<String>,
-}
-
-/// What the manager knows, for views.
-#[derive(Debug, Clone, Default)]
-pub struct Overview {
-    /// What is remembered: release, places, what answered, the table.
-    pub remembered: Arc<Remembered>,
-    /// How far it is.
-    pub progress: Progress,
-}
 
 pub(super) enum Message {
     /// A release was made and written down, by this submission.
@@ -126,7 +86,7 @@ pub(super) struct Loop {
     pub(super) sender: mpsc::UnboundedSender<Message>,
     pub(super) known: Remembered,
     /// What of it is written down.
-    written: Remembered,
+    pub(super) written: Remembered,
     /// The table the gateway has; none: not known.
     pub(super) applied: Option<RoutingTable>,
     pub(super) applying: bool,
@@ -146,19 +106,19 @@ pub(super) struct Loop {
     pub(super) staged: bool,
     /// Since when most of a watched application's instances are away.
     pub(super) bad_since: BTreeMap<AppName, Instant>,
-    pace: Pace,
+    pub(super) pace: Pace,
     /// What of a watched release served at the last look, and how often instances of each application fell.
     pub(super) served: BTreeSet<String>,
     pub(super) falls: BTreeMap<AppName, usize>,
     /// When an instance of an application last began to answer.
     pub(super) came: BTreeMap<AppName, Instant>,
-    lost: BTreeSet<NodeName>,
-    started: Instant,
-    unsure: caution::Unsure,
-    turn: u64,
+    pub(super) lost: BTreeSet<NodeName>,
+    pub(super) started: Instant,
+    pub(super) unsure: caution::Unsure,
+    pub(super) turn: u64,
     /// Nodes' states as they were told last.
-    told: BTreeMap<NodeName, &'static str>,
-    balance: Balance,
+    pub(super) told: BTreeMap<NodeName, &'static str>,
+    pub(super) balance: Balance,
     /// What is watched while the release on its way gets a share of the requests.
     pub(super) canary: Option<Watching>,
 }
@@ -277,38 +237,6 @@ impl Loop {
         self.gateway_error = None;
     }
 
-    fn ended(&mut self, action: &Action, again: bool, outcome: Outcome) {
-        let name = action.container().to_owned();
-        match outcome {
-            Outcome::Answers(answered) => {
-                self.holds.remove(&name);
-                self.came.insert(action.instance().app.clone(), Instant::now());
-                if again { &mut self.passed } else { &mut self.known.verified }.insert(name, answered);
-            }
-            Outcome::Gone => {
-                self.holds.remove(&name);
-                self.known.verified.remove(&name);
-            }
-            Outcome::Cancelled => {}
-            Outcome::Failed { why, tries } => {
-                if !matches!(action, Action::Stop { .. }) {
-                    self.balance.failed(&action.instance().app, action.node());
-                }
-                let failures = self.holds.get(&name).map_or(0, |hold| hold.failures) + 1;
-                let pause = Duration::from_secs(5 << failures.min(6).saturating_sub(1));
-                // The same failure again and again would push everything else out of sight.
-                if self.holds.get(&name).is_none_or(|hold| hold.why != why) {
-                    self.parts.events.tell(Kind::Failed, action.instance(), Some(action.node()), why.clone());
-                }
-                if tries.is_some_and(|tries| failures > tries) {
-                    self.fails(action, &why);
-                }
-                let until = Timestamp::now() + pause;
-                self.holds.insert(name, Hold { until, failures, why });
-            }
-        }
-    }
-
     /// Decides and sets going; answers when to look again at the latest.
     fn evaluate(&mut self) -> Instant {
         let snapshot = self.parts.nodes.snapshot();
@@ -399,81 +327,6 @@ impl Loop {
         self.next_look(now)
     }
 
-    /// What is wanted now, and what can be done about it.
-    fn decide(&mut self, snapshot: &Snapshot, now: Timestamp, frozen: bool) -> Decided {
-        let active = self.known.release.clone().unwrap_or_else(Release::none);
-        let release = self.known.rollout.as_ref().map_or_else(|| active.clone(), |r| r.effective(&active));
-        let ports = self.parts.config.ports;
-        let (previous, beside) = (&self.known.assignments, &schedule::Beside::NOTHING);
-        let doubts = &heal::doubts(&self.parts.away.borrow(), snapshot, self.parts.config.healing.move_after, now);
-        let input = schedule::Input { release: &release, snapshot, previous, ports, frozen, beside, doubts };
-        let placed = schedule::place(input);
-        self.known.assignments = placed.assignments;
-        let (mut unplaced, mut no_room) = (placed.unplaced, Vec::new());
-        let stage = self.known.rollout.as_ref().map(|rollout| {
-            let staged = rollout::place(rollout, &release, &self.known, snapshot, ports, frozen, doubts);
-            no_room = staged.no_room;
-            unplaced.extend(staged.unplaced);
-            (staged.places, staged.stage)
-        });
-        if let Some((places, _)) = &stage {
-            self.known.staged.clone_from(places);
-        }
-        let passed: BTreeSet<String> = self.passed.keys().cloned().collect();
-        let verified = statuses(&self.known.verified);
-        let mut decision = reconcile::diff(World {
-            cloud: &self.parts.config.cloud,
-            release: &release,
-            // While applications are replaced step by step, what they were before is active still.
-            previous: if stage.is_some() { self.known.release.as_ref() } else { self.known.previous.as_ref() },
-            assignments: &self.known.assignments,
-            snapshot,
-            verified: &verified,
-            routed: self.applied.as_ref(),
-            holds: &self.holds,
-            staged: stage.as_ref().zip(self.known.rollout.as_ref()).map(|((_, stage), rollout)| Staged {
-                release: &rollout.release,
-                stage,
-                passed: &passed,
-            }),
-            resting: &self.resting(&release),
-            now,
-        });
-        if release.number == 0 {
-            // Nothing is wanted yet. What runs all the same may be all that a lost state file knew of.
-            let of_failed = |name: &str| {
-                let ours = snapshot.containers().find(|(_, c)| c.name == name).and_then(|(_, c)| c.ours.as_ref());
-                ours.is_some_and(|ours| self.known.endings.contains_key(&ours.release))
-            };
-            decision.actions.retain(|a| !matches!(a, Action::Stop { name, .. } if !of_failed(name)));
-        }
-        let ready = snapshot.nodes.values().filter(|node| node.is_ready()).count();
-        Decided { release, stage, unplaced, no_room, decision, ready }
-    }
-
-    /// Gives a replica another node, where all is calm and the load is spread better by it.
-    fn spread(&mut self, release: &Release, snapshot: &Snapshot, progress: &Progress) -> bool {
-        let config = Arc::clone(&self.parts.config);
-        let doubts = heal::doubts(&self.parts.away.borrow(), snapshot, config.healing.move_after, Timestamp::now());
-        let input = schedule::Input {
-            release,
-            snapshot,
-            previous: &self.known.assignments,
-            ports: config.ports,
-            frozen: false,
-            beside: &schedule::Beside::NOTHING,
-            doubts: &doubts,
-        };
-        // Where it failed it is not sent again for balance's sake.
-        let better = |avoid: &BTreeSet<_>| schedule::better(input, &avoid.union(&doubts.places()).cloned().collect());
-        let found = self.balance.turn(&config, progress, snapshot, better);
-        let Some(found) = found else { return false };
-        let text = format!("moves from {}: the load is spread again", found.from);
-        self.parts.events.tell(Kind::Note, &found.instance, Some(&found.to.node), text);
-        self.known.assignments.insert(found.instance, found.to);
-        true
-    }
-
     /// Tells which nodes are in another state than they were.
     fn tell_nodes(&mut self, snapshot: &Snapshot) {
         for (node, state) in caution::moved(&mut self.told, snapshot) {
@@ -481,106 +334,6 @@ impl Loop {
             let text = node.trouble.as_ref().map_or_else(|| state.to_owned(), |trouble| format!("{state}: {trouble}"));
             self.parts.events.tell(kind, &node.name, Some(&node.name), text);
         }
-    }
-
-    /// Requests the gateway has sent to a node that is lost are tried elsewhere now, not after their timeout.
-    fn cut_lost(&mut self, snapshot: &Snapshot) {
-        let lost = snapshot.nodes.values().filter(|node| matches!(node.state, NodeState::Lost { .. }));
-        let lost: BTreeMap<_, _> = lost.map(|node| (node.name.clone(), node.address)).collect();
-        for (node, address) in &lost {
-            if self.parts.gateway.is_none() || self.lost.contains(node) {
-                continue;
-            }
-            let (node, address, ssh) = (node.clone(), *address, self.parts.config.ssh.port);
-            tokio::spawn(async move {
-                if let Err(error) = connections::cut(address, ssh).await {
-                    tracing::warn!(%node, %error, "connections to a lost node stay until they time out");
-                }
-            });
-        }
-        self.lost = lost.into_keys().collect();
-    }
-
-    /// Writes down what is new, also what messages have brought: a manager that is killed goes on from there.
-    fn remember(&mut self) {
-        let (known, last) = (&self.known, &self.written);
-        let written = self.parts.journal.world(
-            (known.assignments != last.assignments).then_some(&known.assignments),
-            (known.staged != last.staged).then_some(&known.staged),
-            (known.verified != last.verified).then_some(&known.verified),
-            (known.table != last.table).then_some(&known.table),
-        );
-        if *known != *last {
-            self.written = known.clone();
-        }
-        if let Err(error) = written {
-            self.parts.events.tell(Kind::Failed, "manager", None, format!("cannot keep the state: {error}"));
-        }
-    }
-
-    fn cancel_unwanted(&self, wanted: &BTreeSet<String>) {
-        for (name, (action, cancel)) in &self.running {
-            if matches!(action, Action::Start { .. } | Action::Verify { .. }) && !wanted.contains(name) {
-                cancel.cancel();
-            }
-        }
-    }
-
-    fn set_going(&mut self, action: Action, decided: &Decided) {
-        let name = action.container().to_owned();
-        let of = |release: &Release| release.plan.apps.get(&action.instance().app).map(|app| app.health.clone());
-        let again = matches!(action, Action::Verify { reason: reconcile::Reason::CheckChanged, .. });
-        let next = again || decided.stage.as_ref().is_some_and(|(_, stage)| stage.names().contains(&name));
-        let next = self.known.rollout.as_ref().filter(|_| next);
-        let health = next.map_or_else(|| of(&decided.release), |rollout| of(&rollout.release));
-        if self.running.contains_key(&name) {
-            return;
-        }
-        let cancel = self.parts.stop.child_token();
-        self.running.insert(name, (action.clone(), cancel.clone()));
-        let hands = execute::Hands {
-            config: Arc::clone(&self.parts.config),
-            nodes: self.parts.nodes.clone(),
-            gateway: self.parts.gateway.clone(),
-            events: self.parts.events.clone(),
-            turn: self.may_wait(&action, decided).then(|| self.pace.turn(action.node(), decided.ready)),
-            health,
-        };
-        let sender = self.sender.clone();
-        tokio::spawn(async move {
-            let outcome = tokio::select! {
-                outcome = execute::execute(&hands, &action) => outcome,
-                () = cancel.cancelled() => Outcome::Cancelled,
-            };
-            _ = sender.send(Message::Ended { action: Box::new(action), again, outcome });
-        });
-    }
-
-    /// While others serve, a release takes its time, and so does whatever only has to go. Healing does not.
-    fn may_wait(&self, action: &Action, decided: &Decided) -> bool {
-        let serves = |table: &RoutingTable| table.apps.values().any(|app| !app.backends.is_empty());
-        let urgent = !matches!(action, Action::Stop { .. }) && decided.stage.is_none();
-        !urgent && self.applied.as_ref().is_some_and(serves)
-    }
-
-    fn failures(&self, wanted: &BTreeSet<String>) -> BTreeMap<InstanceId, String> {
-        let all = names(&self.known.assignments).chain(names(&self.known.staged));
-        let ids: BTreeMap<String, &InstanceId> = all.collect();
-        self.holds
-            .iter()
-            .filter(|(name, _)| wanted.contains(*name))
-            .filter_map(|(name, hold)| Some(((*ids.get(name)?).clone(), hold.why.clone())))
-            .collect()
-    }
-
-    fn publish(&self, progress: Progress) {
-        self.parts.overview.send_if_modified(|overview| {
-            let changed = overview.progress != progress || *overview.remembered != self.known;
-            if changed {
-                *overview = Overview { remembered: Arc::new(self.known.clone()), progress };
-            }
-            changed
-        });
     }
 
     fn next_look(&self, now: Timestamp) -> Instant {
@@ -598,27 +351,4 @@ impl Loop {
         let grown = self.growing.map_or(HEARTBEAT, |since| TOGETHER.saturating_sub(since.elapsed()));
         Instant::now() + soonest.min(HEARTBEAT).min(grown)
     }
-}
-
-/// What is wanted, and what can be done about it.
-pub(super) struct Decided {
-    /// What the cloud should run in this phase.
-    pub release: Release,
-    /// Where the release on its way belongs, and what of it starts beside what runs.
-    pub stage: Option<(Assignments, Stage)>,
-    pub unplaced: BTreeMap<InstanceId, Unplaced>,
-    /// What of the release on its way finds no room, for people.
-    pub no_room: Vec<String>,
-    pub decision: Decision,
-    /// How many nodes answer.
-    pub ready: usize,
-}
-
-fn statuses(answered: &BTreeMap<String, Answered>) -> BTreeMap<String, Option<u16>> {
-    answered.iter().map(|(name, answered)| (name.clone(), answered.status)).collect()
-}
-
-/// Each instance's container by name.
-pub(super) fn names(places: &Assignments) -> impl Iterator<Item = (String, &InstanceId)> {
-    places.iter().map(|(id, a)| (ContainerSpec::name_of(id, &a.spec, &a.node, a.host_port), id))
 }

@@ -19,13 +19,7 @@ use crate::{
     store::StoreError,
 };
 
-use super::{
-    Manager,
-    events::Kind,
-    execute::chain,
-    room::Disks,
-    run::{Message, Overview},
-};
+use super::{Manager, events::Kind, execute::chain, progress::Overview, room::Disks, run::Message};
 
 /// A plan as it comes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,10 +17,7 @@ use crate::{
     schedule::Assignments,
 };
 
-use super::{
-    events::Kind,
-    run::{Loop, names},
-};
+use super::{decide::names, events::Kind, run::Loop};
 
 /// How long most of an application's instances may be away: an engine that starts one anew is not a failing release.
 const PATIENCE: Duration = Duration::from_secs(3);
