@@ -18,8 +18,10 @@ pub mod journal;
 pub mod nodes;
 mod operate;
 mod pace;
+mod pins;
 mod plan_file;
 mod progress;
+mod refused;
 mod rollout;
 mod room;
 mod route;
@@ -52,8 +54,9 @@ use run::Message;
 pub use execute::chain;
 pub use operate::{Drain, Leaving, OperateError};
 pub use progress::{Overview, Progress};
+pub use refused::{NOT_KEPT, SubmitError};
 pub use steer::{Again, Scale, SteerError};
-pub use submit::{NOT_KEPT, Rollback, Submission, SubmitError, Submitted};
+pub use submit::{Rollback, Submission, Submitted};
 
 /// Why the manager does not start.
 #[derive(Debug, thiserror::Error)]

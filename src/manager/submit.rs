@@ -5,7 +5,6 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -13,13 +12,12 @@ use crate::{
     model::{AppName, ImageRef, Timestamp},
     plan::{self, Checked, Diagnostic, Plan},
     reconcile::{self, Change, World},
-    release::{self, Naming, Release, Rollout},
-    remote::registry::{Registry, RegistryError},
+    release::{self, Release, Rollout},
+    remote::registry::RegistryError,
     schedule::{self, Placed},
-    store::StoreError,
 };
 
-use super::{Manager, events::Kind, execute::chain, progress::Overview, room::Disks, run::Message};
+use super::{Manager, events::Kind, progress::Overview, refused::SubmitError, room::Disks, run::Message};
 
 /// A plan as it comes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,69 +89,6 @@ pub struct Submitted {
     pub warnings: Vec<Diagnostic>,
 }
 
-/// Why it was not taken. Nothing was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum SubmitError {
-    /// The plan is wrong: all its errors.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Plan(Vec<Diagnostic>),
-    /// Images are not in their registry.
-    #[error("{}", .0.join("\n"))]
-    Images(Vec<String>),
-    /// Nodes' disks cannot hold the images.
-    #[error("{}", .0.join("\n"))]
-    Disks(Vec<String>),
-    /// There is no such release.
-    #[error("there is no release {0}")]
-    NoRelease(u64),
-    /// There was one, and it was cleaned away.
-    #[error("release {0} is not kept any more")]
-    NotKept(u64),
-    /// The registry does not answer.
-    #[error("cannot look up images")]
-    Registry(#[source] RegistryError),
-    /// No release is on its way.
-    #[error("no release is on its way")]
-    NoRollout,
-    /// Another release is going out.
-    #[error("release {release} by {by}, made {age} s ago, is still going out ({step})")]
-    Busy {
-        /// Its number.
-        release: u64,
-        /// Who made it.
-        by: String,
-        /// How long ago, in seconds.
-        age: i64,
-        /// What it is at.
-        step: String,
-    },
-    /// The state cannot be written.
-    #[error("cannot keep the release")]
-    State(#[from] StoreError),
-}
-
-/// Why an old release is not there.
-pub const NOT_KEPT: &str =
-    "`matrix releases` lists those that are; `[gc] keep_releases` says how many of each application";
-
-impl SubmitError {
-    /// What to do.
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::Plan(_) | Self::State(_) => None,
-            Self::Images(_) => Some("`matrix images` lists what is there; `matrix install-image NAME` puts one there"),
-            Self::Disks(_) => Some("`matrix gc` frees what no release needs; or place the application elsewhere"),
-            Self::NoRelease(_) => Some("`matrix releases` lists them"),
-            Self::NotKept(_) => Some(NOT_KEPT),
-            Self::Registry(_) => Some("is the registry running, and does the configuration name its address?"),
-            Self::NoRollout => Some("`matrix status` shows what runs, `matrix releases` how each release ended"),
-            Self::Busy { .. } => {
-                Some("`matrix follow` shows it, `matrix abort` ends it; a staged one waits for `matrix activate`")
-            }
-        }
-    }
-}
-
 impl Manager {
     /// Checks a plan, pins its images, and makes it the release the cloud should run.
     ///
@@ -185,26 +120,6 @@ impl Manager {
         let Rollback { by, dry_run, .. } = rollback;
         let meant = Meant { by, message, dry_run, straight: true, ..Meant::default() };
         self.propose(release.plan, release.images, meant, Vec::new()).await
-    }
-
-    /// That every image of a release can still be pulled.
-    async fn still_there(&self, release: &Release) -> Result<(), SubmitError> {
-        let mut gone = Vec::new();
-        for (name, image) in &release.images {
-            let Some(digest) = &image.digest else { continue };
-            let registry = image.registry.clone().unwrap_or_default();
-            match self
-                .registry_of(&registry)
-                .map_err(SubmitError::Registry)?
-                .find(&image.repository, digest.as_str())
-                .await
-            {
-                Ok(Some(_)) => {}
-                Ok(None) => gone.push(format!("image {image} of {name} is not in the registry any more")),
-                Err(error) => return Err(SubmitError::Registry(error)),
-            }
-        }
-        if gone.is_empty() { Ok(()) } else { Err(SubmitError::Images(gone)) }
     }
 
     /// Makes a plan with its images the release the cloud should run, where it is not that already.
@@ -308,54 +223,6 @@ impl Manager {
             canaries: Vec::new(),
             warnings: Vec::new(),
         })
-    }
-
-    /// Every application's image with its digest.
-    async fn pin(&self, plan: &Plan) -> Result<BTreeMap<AppName, ImageRef>, SubmitError> {
-        let config = self.config();
-        let naming = Naming { registry: &config.registry.name, namespace: &config.registry.namespace };
-        let wanted: BTreeSet<&ImageRef> = plan.apps.values().map(|app| &app.image).collect();
-        let looked_up = join_all(wanted.into_iter().map(async |image| {
-            let full = naming.full(image).map_err(|e| SubmitError::Images(vec![e.to_string()]))?;
-            Ok::<_, SubmitError>((image, self.look_up(full).await))
-        }))
-        .await;
-        let mut pinned = BTreeMap::new();
-        let mut missing = Vec::new();
-        for found in looked_up {
-            match found? {
-                (image, Ok(full)) => _ = pinned.insert(image, full),
-                (image, Err(error)) if error.is_not_found() => {
-                    let apps: Vec<_> =
-                        plan.apps.iter().filter(|(_, app)| app.image == *image).map(|(n, _)| n.as_str()).collect();
-                    missing.push(format!(
-                        "image {image} of {} is not in the registry ({})",
-                        apps.join(", "),
-                        chain(&error)
-                    ));
-                }
-                (_, Err(error)) => return Err(SubmitError::Registry(error)),
-            }
-        }
-        if !missing.is_empty() {
-            return Err(SubmitError::Images(missing));
-        }
-        Ok(plan.apps.iter().filter_map(|(name, app)| Some((name.clone(), pinned.get(&app.image)?.clone()))).collect())
-    }
-
-    async fn look_up(&self, full: ImageRef) -> Result<ImageRef, RegistryError> {
-        let registry_name = full.registry.clone().unwrap_or_default();
-        if let Some(digest) = full.digest.clone() {
-            return Ok(full.pinned(&registry_name, digest));
-        }
-        let registry = self.registry_of(&registry_name)?;
-        let digest = registry.resolve(&full.repository, full.tag_or_latest()).await?;
-        Ok(full.pinned(&registry_name, digest))
-    }
-
-    /// The registry of this name: the private one, where it is that.
-    pub(super) fn registry_of(&self, name: &str) -> Result<Registry, RegistryError> {
-        if name == self.config().registry.name { Ok(self.0.registry.clone()) } else { Registry::new(name) }
     }
 
     /// What would change if this were the release, and what of it can be beside what runs.
