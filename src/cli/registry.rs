@@ -1,9 +1,14 @@
 //! Which registry a command means: the one named, or the manager's.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 use super::{Client, Failure, Global, create_image::failure};
 use crate::pack::{Credentials, Error, Registry};
+
+/// What `--registry-ca` takes.
+const HINT: &str = "--registry-ca (or MATRIX_REGISTRY_CA) names a file with the authority's certificates in PEM";
 
 /// Options of commands that speak to a registry.
 #[derive(Debug, Clone, clap::Args)]
@@ -17,6 +22,9 @@ pub(super) struct RegistryArgs {
     /// The registry's password; better in the environment
     #[arg(long, value_name = "PASSWORD", env = "MATRIX_REGISTRY_PASSWORD", hide_env_values = true, hide = true)]
     registry_password: Option<String>,
+    /// Certificates of the authority that signed the registry's, in PEM, trusted beside the system's
+    #[arg(long, value_name = "FILE", env = "MATRIX_REGISTRY_CA")]
+    registry_ca: Option<PathBuf>,
 }
 
 /// What the manager says of its registry.
@@ -40,7 +48,13 @@ impl RegistryArgs {
             .registry_user
             .clone()
             .map(|user| Credentials { user, password: self.registry_password.clone().unwrap_or_default() });
-        Ok(Registry::new(address)?.with_credentials(credentials))
+        let registry = Registry::new(address)?.with_credentials(credentials);
+        let Some(path) = &self.registry_ca else { return Ok(registry) };
+        let pem = std::fs::read_to_string(path)
+            .map_err(|e| Error::refused(format!("cannot read {}: {e}", path.display()), HINT))?;
+        registry
+            .with_authorities(&pem)
+            .ok_or_else(|| Error::refused(format!("{} holds no certificate", path.display()), HINT))
     }
     /// A registry on another host than the one that was named gets no password of ours.
     pub(super) fn foreign(address: &str) -> Result<Registry, Error> {

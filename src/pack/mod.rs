@@ -109,6 +109,10 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Refused { hint, .. } => hint.clone(),
+            Self::Registry(error) if error.is_untrusted() => Some(
+                "--registry-ca (or MATRIX_REGISTRY_CA) names a file with the certificates of the authority that signed it"
+                    .to_owned(),
+            ),
             Self::Registry(RegistryError::Unreachable { .. }) => Some(
                 "is it running, and is this its address? Name another with --registry or MATRIX_REGISTRY".to_owned(),
             ),

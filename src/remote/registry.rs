@@ -13,7 +13,7 @@ use std::{net::IpAddr, time::Duration};
 use backon::Retryable;
 use oci_distribution::{
     Client, Reference,
-    client::{ClientConfig, ClientProtocol},
+    client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
     errors::OciDistributionError,
     secrets::RegistryAuth,
 };
@@ -85,22 +85,23 @@ impl Registry {
             return Err(wrong());
         }
         let endpoint = format!("{}://{host}", if plain { "http" } else { "https" });
-        let config = ClientConfig {
-            protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
-            use_monolithic_push: true,
-            connect_timeout: Some(Duration::from_secs(5)),
-            read_timeout: Some(Duration::from_secs(60)),
-            user_agent: concat!("matrix/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        // One provider for every TLS client; a second install is harmless.
-        _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(5))
-            .timeout(Duration::from_secs(60))
-            .build()
-            .map_err(|_| wrong())?;
-        Ok(Self { client: Client::new(config), http, endpoint, host: host.to_owned(), credentials: None })
+        let (client, http) = clients(plain, &[]).ok_or_else(wrong)?;
+        Ok(Self { client, http, endpoint, host: host.to_owned(), credentials: None })
+    }
+
+    /// The same, trusting these authorities (PEM) beside the system's; none where they are no certificates.
+    #[must_use]
+    pub fn with_authorities(self, pem: &str) -> Option<Self> {
+        let authorities: Vec<String> = pem
+            .split_inclusive("-----END CERTIFICATE-----")
+            .filter(|part| part.contains("-----BEGIN CERTIFICATE-----"))
+            .map(str::to_owned)
+            .collect();
+        if authorities.is_empty() {
+            return None;
+        }
+        let (client, http) = clients(self.endpoint.starts_with("http://"), &authorities)?;
+        Some(Self { client, http, ..self })
     }
 
     /// The same, for somebody it knows.
@@ -142,6 +143,29 @@ impl Registry {
     ) -> Result<T, OciDistributionError> {
         call.retry(policy()).when(transient).await
     }
+}
+
+/// The clients for images and for what no image client asks; none where an authority is no certificate.
+fn clients(plain: bool, authorities: &[String]) -> Option<(Client, reqwest::Client)> {
+    // One provider for every TLS client; a second install is harmless.
+    _ = rustls::crypto::ring::default_provider().install_default();
+    let timeout = Duration::from_secs(60);
+    let mut http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).timeout(timeout);
+    for pem in authorities {
+        http = http.add_root_certificate(reqwest::Certificate::from_pem(pem.as_bytes()).ok()?);
+    }
+    let certificate = |pem: &String| Certificate { encoding: CertificateEncoding::Pem, data: pem.clone().into() };
+    let config = ClientConfig {
+        protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
+        use_monolithic_push: true,
+        connect_timeout: Some(Duration::from_secs(5)),
+        read_timeout: Some(timeout),
+        user_agent: concat!("matrix/", env!("CARGO_PKG_VERSION")),
+        extra_root_certificates: authorities.iter().map(certificate).collect(),
+        ..ClientConfig::default()
+    };
+    // Not `Client::new`: it would go on without the authorities.
+    Some((Client::try_from(config).ok()?, http.build().ok()?))
 }
 
 /// Whether a host without a scheme is spoken to in plain HTTP.

@@ -372,3 +372,30 @@ fn a_registry_that_is_down_is_named_with_what_to_do() {
     let text = place.refused(&["install-image", "shop.tar"], 3);
     assert!(text.contains("MATRIX_REGISTRY"), "{text}");
 }
+
+#[test]
+fn a_dockerfile_without_an_engine_says_what_to_install() {
+    let place = Place::new();
+    place.write("app/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    fs::create_dir(place.at("programs")).unwrap();
+    let create = |programs: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_matrix"));
+        command.args(["create-image", "shop", "app"]).current_dir(place.0.path());
+        command.env("PATH", programs).env("DOCKER_HOST", "unix:///nonexistent.sock");
+        command.output().unwrap()
+    };
+    let refused = |output: Output| {
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("app has a Dockerfile, and no docker, podman or buildah works here"), "{text}");
+        assert!(text.contains("apt install buildah") && text.contains("image.toml"), "{text}");
+        assert!(!place.at("shop.tar").exists());
+    };
+    refused(create(&place.at("programs")));
+    // A client whose daemon is not there builds nothing either.
+    let path = std::env::var_os("PATH").unwrap();
+    if let Some(docker) = std::env::split_paths(&path).map(|d| d.join("docker")).find(|p| p.is_file()) {
+        symlink(docker, place.at("programs/docker")).unwrap();
+        refused(create(&place.at("programs")));
+    }
+}

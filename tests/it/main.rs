@@ -15,6 +15,7 @@ mod nodes;
 mod operating;
 mod plan;
 mod rig_sshd;
+mod secure_registry;
 mod sessions;
 mod vcl;
 mod world;

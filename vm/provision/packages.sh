@@ -4,7 +4,7 @@
 set -eu
 
 lab="gcc libc6-dev tcc mmdebstrap dnsmasq-base iptables iproute2 util-linux mount procps openssh-client varnish docker-registry curl ca-certificates"
-tests="openssh-server skopeo buildah wrk jq chromium chromium-driver vagrant busybox-static"
+tests="openssh-server skopeo buildah podman openssl apache2-utils wrk jq chromium chromium-driver vagrant busybox-static"
 # what other releases call them, or do not have
 alternatives="chromium-driver:chromium-chromedriver chromium:chromium-browser"
 

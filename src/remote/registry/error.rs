@@ -85,12 +85,16 @@ impl RegistryError {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }
+    /// Whether its certificate is signed by nobody who is trusted here.
+    pub fn is_untrusted(&self) -> bool {
+        matches!(self, Self::Unreachable { source, .. } if untrusted(source))
+    }
 }
 
 impl Registry {
     pub(super) fn error(&self, error: OciDistributionError, doing: &str) -> RegistryError {
         let endpoint = self.endpoint.clone();
-        if transient(&error) {
+        if transient(&error) || untrusted(&error) {
             return RegistryError::Unreachable { endpoint, source: error };
         }
         match &error {
@@ -127,10 +131,22 @@ pub(super) fn policy() -> ExponentialBuilder {
     ExponentialBuilder::default().with_min_delay(Duration::from_millis(200)).with_max_times(4).with_jitter()
 }
 
+/// Whether a certificate is signed by nobody who is trusted here.
+fn untrusted(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return matches!(tls, rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer));
+    }
+    // `source` of an I/O error leaves out what it wraps.
+    match error.downcast_ref::<std::io::Error>() {
+        Some(wrapping) => wrapping.get_ref().is_some_and(|inner| untrusted(inner)),
+        None => error.source().is_some_and(untrusted),
+    }
+}
+
 /// Whether it may work at the next try.
 pub(super) fn transient(error: &OciDistributionError) -> bool {
     match error {
-        OciDistributionError::RequestError(_) | OciDistributionError::IoError(_) => true,
+        OciDistributionError::RequestError(_) | OciDistributionError::IoError(_) => !untrusted(error),
         OciDistributionError::ServerError { code, .. } => *code >= 500 || *code == 429,
         OciDistributionError::RegistryError { envelope, .. } => {
             envelope.errors.iter().any(|e| matches!(e.code, OciErrorCode::Toomanyrequests))
