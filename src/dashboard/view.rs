@@ -68,6 +68,7 @@ pub(super) struct View {
     cloud: String,
     overall: State,
     release: Option<ReleaseRow>,
+    on_its_way: Option<OnItsWayRow>,
     instances: Count,
     ready: Count,
     candidates: usize,
@@ -100,6 +101,13 @@ struct ReleaseRow {
     created: Moment,
     by: String,
     message: Option<String>,
+}
+
+/// The release that follows: its number, and how far it is.
+#[derive(Serialize)]
+struct OnItsWayRow {
+    number: u64,
+    step: String,
 }
 
 #[derive(Serialize)]
@@ -207,6 +215,10 @@ impl View {
                 by: release.by.clone(),
                 message: release.message.clone(),
             }),
+            on_its_way: status
+                .on_its_way
+                .as_ref()
+                .map(|next| OnItsWayRow { number: next.number, step: next.step.clone() }),
             instances: Count {
                 good: status.applications.values().map(|app| app.serving as usize).sum(),
                 all: status.applications.values().map(|app| app.wanted as usize).sum(),

@@ -1,8 +1,4 @@
 //! What breaks, for how long, and what may be lost by it.
-//!
-//! Clocks are not skewed: nodes here are namespaces of one kernel, and a time namespace has a monotonic and a boot clock
-//! of its own, but no CLOCK_REALTIME; libfaketime replaces libc's calls, and neither the engine nor a static program asks
-//! libc. What a node's clock says reaches matrix as a container's age for people only; deadlines are the manager's own.
 
 use std::{
     fs,
@@ -16,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{Cloud, NODES, SMALL, dice::Dice, rig::Lab};
+use crate::{Cloud, NODES, SMALL, dice::Dice, rig::Lab, skewed_engine::SkewedEngine};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -39,6 +35,8 @@ pub enum Fault {
     ManagerKilled,
     ManagerFrozen,
     DiskFull,
+    ClockAhead,
+    ClockBehind,
 }
 
 /// What a fault may cost. What is lost at any other time is a failure.
@@ -63,7 +61,7 @@ fn posts(seconds: u64, because: &'static str) -> Cost {
 type Mend = Box<dyn FnOnce(&Cloud)>;
 
 impl Fault {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::InstanceKilled,
         Self::ProcessKilled,
         Self::InstanceFrozen,
@@ -83,6 +81,8 @@ impl Fault {
         Self::ManagerKilled,
         Self::ManagerFrozen,
         Self::DiskFull,
+        Self::ClockAhead,
+        Self::ClockBehind,
     ];
 
     pub fn name(self) -> &'static str {
@@ -106,6 +106,8 @@ impl Fault {
             Self::ManagerKilled => "manager killed",
             Self::ManagerFrozen => "manager frozen",
             Self::DiskFull => "disk full",
+            Self::ClockAhead => "clock two hours ahead",
+            Self::ClockBehind => "clock two hours behind",
         }
     }
 
@@ -113,7 +115,7 @@ impl Fault {
     fn lasts(self) -> (u64, u64) {
         match self {
             Self::InstanceFrozen => (3000, 8000),
-            Self::EngineFrozen | Self::SshFrozen => (4000, 12000),
+            Self::EngineFrozen | Self::SshFrozen | Self::ClockAhead | Self::ClockBehind => (4000, 12000),
             Self::LinkCut => (2000, 12000),
             Self::AllLinksCut => (2000, 10000),
             Self::NodeOff => (3000, 14000),
@@ -155,13 +157,15 @@ impl Fault {
             | Self::RegistryDown
             | Self::ManagerKilled
             | Self::ManagerFrozen
-            | Self::DiskFull => NOTHING,
+            | Self::DiskFull
+            | Self::ClockAhead
+            | Self::ClockBehind => NOTHING,
         }
     }
 
     /// Whether a release that goes out meanwhile may fail by it, naming it.
     pub fn may_fail_releases(self) -> bool {
-        !matches!(self, Self::DnsmasqKilled | Self::VarnishFrozen)
+        !matches!(self, Self::DnsmasqKilled | Self::VarnishFrozen | Self::ClockAhead | Self::ClockBehind)
     }
 
     /// Breaks it; what is given mends it.
@@ -238,6 +242,11 @@ impl Fault {
                 // As much as there is room for: the last write fails.
                 _ = fs::write(&file, vec![0; 600 << 20]);
                 (SMALL.to_owned(), Box::new(|cloud: &Cloud| _ = fs::remove_file(filler(&cloud.lab))))
+            }
+            Self::ClockAhead | Self::ClockBehind => {
+                let seconds = if self == Self::ClockAhead { 7200 } else { -7200 };
+                let engine = SkewedEngine::on(lab, node, seconds);
+                (node.to_owned(), Box::new(move |_| drop(engine)))
             }
         }
     }

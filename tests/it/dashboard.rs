@@ -7,7 +7,7 @@ use http::Request;
 use matrix::{
     api::{
         nodes::{NodeView, NodesView, StateView},
-        views::{ApplicationView, InstanceState, InstanceView, NodeBrief, ReleaseView, StatusView},
+        views::{ApplicationView, InstanceState, InstanceView, NodeBrief, OnItsWayView, ReleaseView, StatusView},
     },
     dashboard::{Links, Shown, page, parts},
     inventory::{Engine, Intake},
@@ -183,6 +183,17 @@ fn what_others_wrote_never_becomes_markup() {
 fn a_reason_keeps_its_lines() {
     let html = &parts(&shown("exit code 1:\n  cannot open /etc/app.conf\n  at main()")).unwrap()["applications"];
     assert!(html.contains("exit code 1:\n  cannot open /etc/app.conf\n  at main()</td>"), "{html}");
+}
+
+#[test]
+fn a_canary_is_shown_with_its_share_until_it_ends() {
+    let mut shown = shown("x");
+    assert!(!parts(&shown).unwrap()["top"].contains("on its way"));
+    let step = "canary: 20% of shop's requests go to release 8 <b>".to_owned();
+    shown.status.on_its_way = Some(OnItsWayView { number: 8, step });
+    let html = &parts(&shown).unwrap()["top"];
+    assert!(html.contains("8 is on its way: canary: 20% of shop"), "{html}");
+    assert!(html.contains("&lt;b&gt;") && !html.contains("<b>"), "{html}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod canary;
 mod cleaning;
+mod clocks;
 mod cloud;
 mod deploys;
 mod failures;
@@ -19,4 +20,5 @@ mod original_plan;
 mod pains;
 mod releases;
 mod rig;
+mod skewed_engine;
 mod state;
