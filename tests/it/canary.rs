@@ -86,17 +86,17 @@ fn what_takes_requests_and_is_made_anew_is_tried_out() {
 
 #[test]
 fn the_table_shares_out_by_the_port_and_health_check_of_each_release() {
-    let plan = |port: u16, health: &str| {
+    let plan = |port: u16, health: &str, share: u32| {
         format!(
             "[apps.shop]\nreplicas = 2\nport = {port}\nhealth = \"{health}\"\n\
-             update = {{ mode = \"canary\", share = 7 }}\n"
+             update = {{ mode = \"canary\", share = {share} }}\n"
         )
     };
     let shop: AppName = "shop".parse().unwrap();
-    let mut sim = Sim::new(2, release(1, &plan(8080, "/old")));
+    let mut sim = Sim::new(2, release(1, &plan(8080, "/old", 9)));
     sim.settle();
     let before = sim.table.clone();
-    let next = release(2, &plan(9090, "/new"));
+    let next = release(2, &plan(9090, "/new", 7));
     let places = staged(&mut sim, &next).beside;
     sim.table = shared(&sim, &next, &places);
     let routing = sim.table.apps[&shop].clone();

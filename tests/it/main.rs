@@ -1,6 +1,7 @@
 //! Everything beyond unit tests that needs no root: one binary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::format_push_string)]
 
+mod archives;
 mod canary;
 mod cleaning;
 mod cli;
@@ -16,6 +17,7 @@ mod operating;
 mod plan;
 mod rig_sshd;
 mod secure_registry;
+mod routes;
 mod sessions;
 mod vcl;
 mod world;

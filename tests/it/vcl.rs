@@ -403,6 +403,104 @@ mod hostile {
         }
     }
 
+    /// Names that differ where an escape, the case or a cut could make them one.
+    #[test]
+    fn what_looks_alike_is_told_apart() {
+        let long = "a".repeat(200);
+        for (a, b) in
+            [("a-b", "a_2db"), ("a_", "a_5f"), ("A", "a"), ("", "_"), (&*format!("{long}x"), &*format!("{long}y"))]
+        {
+            assert_ne!(vcl::backend_id(a), vcl::backend_id(b), "{a} and {b}");
+        }
+        let shop: AppName = "shop".parse().unwrap();
+        assert_ne!(vcl::app_version(&shop, "one"), vcl::app_version(&shop, "two"));
+        assert_ne!(vcl::root_version("one"), vcl::root_version("two"));
+    }
+
+    /// Which of these routes a request takes, in plain words: exact hosts, the longest wildcard, any host; the longest path.
+    fn best<'a, T>(routes: impl Iterator<Item = (&'a Route, T)>, host: &str, url: &str) -> Option<T> {
+        let fits = |route: &Route| {
+            let class = match &route.host {
+                None => (0, 0),
+                Some(own) => match own.wildcard_suffix() {
+                    None => (own.as_str() == host).then_some((2, 0))?,
+                    Some(suffix) => {
+                        let rest = host.strip_suffix(suffix)?.strip_suffix('.')?;
+                        (!rest.is_empty()).then_some((1, suffix.len()))?
+                    }
+                },
+            };
+            let path = route.path.as_str();
+            let below = |rest: &str| rest.is_empty() || rest.starts_with(['/', '?']);
+            (route.path.is_root() || url.strip_prefix(path).is_some_and(below)).then_some((class, path.len()))
+        };
+        // Of equals the first.
+        let all = routes.filter_map(|(route, what)| Some((fits(route)?, what)));
+        all.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, what)| what)
+    }
+
+    /// The first of the lines `wanted` knows that a request comes to, following the conditions of the text.
+    fn follow<T>(text: &str, host: &str, url: &str, wanted: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let (mut skipped, mut taken) = (0, false);
+        for line in text.lines().map(str::trim).skip_while(|line| *line != "sub vcl_recv {").skip(1) {
+            if skipped > 0 {
+                skipped += i32::from(line.ends_with('{')) - i32::from(line.starts_with('}'));
+            } else if let Some((subject, pattern)) = line.strip_suffix("\") {").and_then(|l| l.split_once(" ~ \"")) {
+                let key = format!("{host}{url}");
+                let subject = if subject.ends_with("req.url") { url } else { &key };
+                let over = taken && line.starts_with("else");
+                let enters = !over && regex::Regex::new(pattern).unwrap().is_match(subject);
+                taken = over || enters;
+                skipped = i32::from(!enters);
+            } else if let Some(found) = wanted(line) {
+                return Some(found);
+            } else if line.starts_with("sub ") {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Few letters, so that much is another's beginning, end or neighbour.
+    fn close() -> impl Strategy<Value = (RoutingTable, Vec<(String, String)>)> {
+        let host = || r"(\*\.)?[ab](\.[ab]|-a|xb){0,2}";
+        let path = || r"(/[ab](\.a|-a|xa|~)?){1,3}|/";
+        let routes = vec((option::of(host()), path()), 1..8);
+        let name = "[a-z]-?[a-z]";
+        let table = vec((name, routes, any::<bool>()), 1..8).prop_map(|apps| {
+            let apps = apps.into_iter().map(|(name, routes, strip)| {
+                let routes: Vec<_> = routes.into_iter().map(|(h, p)| h.unwrap_or_default() + &p).collect();
+                let routes: Vec<_> = routes.iter().map(String::as_str).collect();
+                with(app(&name, &routes, &[8080]), |routing| routing.strip_path = strip)
+            });
+            RoutingTable { apps: apps.collect() }
+        });
+        let request = (r"[ab](\.[ab]|-a|xb){0,3}", r"(/[ab](\.a|-a|xa|~)?){1,3}(/|\?a|a)?|/|/a\.b/a");
+        (table, vec(request, 1..12))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        /// However the tests are ordered and nested, a request comes where the words say.
+        #[test]
+        fn the_text_chooses_as_the_words_say((table, requests) in close()) {
+            let root = vcl::root(&table).unwrap();
+            for (host, url) in &requests {
+                let routes = table.apps.iter().flat_map(|(name, app)| app.routes.iter().map(move |r| (r, vcl::label(name))));
+                let label = |line: &str| line.strip_prefix("return (vcl(")?.strip_suffix("));").map(str::to_owned);
+                prop_assert_eq!(follow(&root, host, url, label), best(routes, host, url), "{}{}\n{}", host, url, root);
+                for (name, routing) in table.apps.iter().filter(|(_, routing)| routing.strip_path) {
+                    let text = vcl::app(name, routing).unwrap();
+                    let prefix = |l: &str| l.strip_prefix("set req.http.X-Forwarded-Prefix = \"")?.strip_suffix("\";").map(str::to_owned);
+                    let routes = routing.routes.iter().map(|route| (route, &route.path));
+                    let cut = best(routes, host, url).filter(|path| !path.is_root()).map(ToString::to_string);
+                    prop_assert_eq!(follow(&text, host, url, prefix), cut, "{}{}\n{}", host, url, text);
+                }
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn what_is_distinct_is_called_so(a in "\\PC{0,90}|[a-z._A-Z-]{0,6}", b in "\\PC{0,90}|[a-z._A-Z-]{0,6}", x in name(), y in name()) {
