@@ -36,6 +36,18 @@ impl RoutingTable {
         });
         Self { apps: apps.collect() }
     }
+
+    /// Whether of some application all serving backends are others than before, as when a release is switched to.
+    pub(crate) fn switches(&self, before: &Self) -> bool {
+        let serving = |app: &AppRouting| -> BTreeSet<String> {
+            app.backends.iter().filter(|(_, b)| b.serving).map(|(key, _)| key.clone()).collect()
+        };
+        self.apps.iter().any(|(name, app)| {
+            let before = before.apps.get(name).map(serving).unwrap_or_default();
+            let now = serving(app);
+            !before.is_empty() && !now.is_empty() && before.is_disjoint(&now)
+        })
+    }
 }
 
 /// One application's routing.

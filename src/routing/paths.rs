@@ -4,12 +4,15 @@
 //! longest path wins. Many routes become a tree of tests, so that a request meets few of them. Knows nothing of VCL's
 //! grammar but its regular expressions.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::Serialize;
 
 use super::{RoutingTable, vcl};
-use crate::model::{PathPrefix, Route};
+use crate::model::{AppName, PathPrefix, Route};
 
 /// Host and path as one text.
 const KEY: &str = "req.http.X-Matrix-Key";
@@ -85,11 +88,11 @@ fn order(route: &Route) -> impl Ord + use<> {
 }
 
 /// The root's search. Of two applications with one route, the first by name has it.
-pub(super) fn steps(table: &RoutingTable) -> Vec<Step> {
+pub(super) fn steps(table: &RoutingTable, second: &BTreeSet<AppName>) -> Vec<Step> {
     let mut owner: BTreeMap<&Route, String> = BTreeMap::new();
     for (app, routing) in &table.apps {
         for route in &routing.routes {
-            owner.entry(route).or_insert_with(|| vcl::label(app));
+            owner.entry(route).or_insert_with(|| vcl::label_in(app, second));
         }
     }
     let entry = |(route, label): (&&Route, &String)| {

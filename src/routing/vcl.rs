@@ -4,7 +4,7 @@
 //! refused, never repaired. No time, no host names to resolve: the same table gives the same bytes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Write},
     sync::LazyLock,
 };
@@ -85,6 +85,17 @@ pub fn label(app: &AppName) -> String {
     format!("{PREFIX}{}", app.vcl_identifier())
 }
 
+/// An application's second label. A root names one of the two: another root that names the other one lets several
+/// applications change in the one step of using it.
+pub fn second_label(app: &AppName) -> String {
+    format!("{PREFIX}second_{}", app.vcl_identifier())
+}
+
+/// The label a root names that names the second one of these.
+pub fn label_in(app: &AppName, second: &BTreeSet<AppName>) -> String {
+    if second.contains(app) { second_label(app) } else { label(app) }
+}
+
 /// The name of an application's VCL of this text: another text has another name.
 pub fn app_version(app: &AppName, text: &str) -> String {
     app_versions(app) + &version(text)
@@ -134,12 +145,17 @@ pub fn backend_id(container: &str) -> String {
 
 /// The root: host and longest path to an application's label, a page for all else.
 pub fn root(table: &RoutingTable) -> Result<String, VclError> {
+    root_naming(table, &BTreeSet::new())
+}
+
+/// The same, naming the second label of these applications.
+pub fn root_naming(table: &RoutingTable, second: &BTreeSet<AppName>) -> Result<String, VclError> {
     #[derive(Serialize)]
     struct Root {
         by_host: bool,
         steps: Vec<paths::Step>,
     }
-    let steps = paths::steps(table);
+    let steps = paths::steps(table, second);
     let by_host = steps.iter().any(paths::Step::by_host);
     render("root.vcl", "the routes", &Root { by_host, steps })
 }

@@ -412,6 +412,60 @@ async fn changes_under_traffic_lose_nothing() {
     assert!(good > 500, "there was traffic: {good}");
 }
 
+/// Whoever has seen one application's new release sees no other's old one afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_of_several_applications_is_switched_to_in_one_step() {
+    let edge = Edge::start();
+    let (old, new) = (server("old"), server("new"));
+    let of = |port: u16| table(["blog", "docs", "mail", "shop"].map(|name| app(name, &[port])));
+    let config = edge.config();
+    let mut stop = CancellationToken::new();
+    let mut gateway = Gateway::start(&config, stop.clone());
+    gateway.apply(&of(old.port)).await.unwrap();
+    let port = edge.port;
+    for turn in 0..12 {
+        let (to, word) = if turn % 2 == 0 { (new.port, "new") } else { (old.port, "old") };
+        if turn == 6 {
+            // A manager that starts anew finds out which labels are in use.
+            stop.cancel();
+            stop = CancellationToken::new();
+            gateway = Gateway::start(&config, stop.clone());
+            gateway.apply(&of(old.port)).await.unwrap();
+        }
+        let seen = Arc::new(AtomicBool::new(false));
+        let clients: Vec<_> = (0..4)
+            .map(|client: usize| {
+                let seen = Arc::clone(&seen);
+                std::thread::spawn(move || {
+                    let mut mixed = 0;
+                    for round in 0..400 {
+                        let before = seen.load(Ordering::SeqCst);
+                        let (status, body) = get(port, ["/blog", "/docs", "/mail", "/shop"][(client + round) % 4]);
+                        assert_eq!(status, 200);
+                        let switched = body == word;
+                        mixed += u32::from(before && !switched);
+                        seen.fetch_or(switched, Ordering::SeqCst);
+                        if before && round > 40 {
+                            break;
+                        }
+                    }
+                    mixed
+                })
+            })
+            .collect();
+        if turn % 3 == 0 {
+            gateway.prepare(&of(to)).await;
+        }
+        gateway.apply(&of(to)).await.unwrap();
+        let mixed: u32 = clients.into_iter().map(|client| client.join().unwrap()).sum();
+        assert_eq!(mixed, 0, "turn {turn}: the old release answered after the new one had");
+        assert_eq!(edge.get("/shop"), (200, word.to_owned()));
+        assert_eq!(gateway.apply(&of(to)).await.unwrap(), Applied::default());
+    }
+    let ours = edge.ours();
+    assert_eq!(ours.len(), 1 + 4 * 3, "a root, and of each application its VCL and two labels: {ours:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_in_flight_ends_where_it_began() {
     let edge = Edge::start();

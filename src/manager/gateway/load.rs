@@ -10,10 +10,10 @@ use std::{
 
 use super::{
     Applied, GatewayError, Inner,
-    generation::{Generation, stands_for},
+    generation::{Generation, labels, second_in, stands_for},
 };
 use crate::{
-    model::Port,
+    model::{AppName, Port},
     remote::{
         connections,
         varnish::{Health, Varnish, VarnishError},
@@ -26,7 +26,12 @@ const PREPARED: Duration = Duration::from_secs(20);
 
 impl Inner {
     pub(super) async fn prepare(&self, table: &RoutingTable) {
-        let (Some(varnish), Ok(generation)) = (&self.varnish, Generation::of(table)) else { return };
+        let Some(varnish) = &self.varnish else { return };
+        let next = {
+            let wanted = self.wanted.lock().await;
+            self.next(varnish, wanted.as_deref(), table).await
+        };
+        let Ok(generation) = next else { return };
         *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = generation.names();
         *self.preparing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         for (name, text) in generation.apps.values() {
@@ -53,7 +58,7 @@ impl Inner {
         if !there(vcl::NOTHING) {
             self.load_nothing(varnish).await?;
         }
-        for label in generation.apps.keys().map(vcl::label).filter(|label| !there(label)) {
+        for label in generation.apps.keys().map(|app| generation.label(app)).filter(|label| !there(label)) {
             varnish.label(&label, vcl::NOTHING).await?;
         }
         self.load(varnish, "the routes", root, text, &mut Applied::default()).await
@@ -62,6 +67,29 @@ impl Inner {
     async fn load_nothing(&self, varnish: &Varnish) -> Result<(), GatewayError> {
         let text = include_str!("../../../templates/empty.vcl");
         self.load(varnish, "no routes", vcl::NOTHING, text, &mut Applied::default()).await
+    }
+
+    /// A table's VCL, with the labels that let it follow what runs.
+    pub(super) async fn next(
+        &self,
+        varnish: &Varnish,
+        before: Option<&Generation>,
+        table: &RoutingTable,
+    ) -> Result<Generation, GatewayError> {
+        let Ok(loaded) = varnish.list().await else {
+            return Ok(Generation::of(table, &before.map(|before| before.second.clone()).unwrap_or_default())?);
+        };
+        let second = match before {
+            Some(before) => before.second.clone(),
+            // What an earlier manager has left says which labels are in use.
+            None => loaded.iter().find(|l| l.active).map(|root| self.second_of(&root.name, table)).unwrap_or_default(),
+        };
+        Ok(Generation::of(table, &second)?.in_one_step(before.map(|before| &*before.table), &loaded)?)
+    }
+
+    fn second_of(&self, root: &str, table: &RoutingTable) -> BTreeSet<AppName> {
+        let text = std::fs::read_to_string(self.folder.join(format!("{root}.vcl"))).unwrap_or_default();
+        second_in(&text, table)
     }
 
     /// Loads what is missing, moves labels, uses the root, forgets the rest. At any moment what runs is whole.
@@ -83,24 +111,30 @@ impl Inner {
         let moved: Vec<_> = generation
             .apps
             .iter()
-            .filter(|(app, (name, _))| stands_for(&loaded, &vcl::label(app)) != Some(name))
+            .filter(|(app, (name, _))| stands_for(&loaded, &generation.label(app)) != Some(name))
             .collect();
         // A label that is new must be there before the root that names it; one that moves must wait until the root is
         // known to compile.
         let (root, text) = &generation.root;
-        for (app, (name, _)) in moved.iter().filter(|(app, _)| !names.contains(vcl::label(app).as_str())) {
-            varnish.label(&vcl::label(app), name).await?;
+        for (app, (name, _)) in moved.iter().filter(|(app, _)| !names.contains(generation.label(app).as_str())) {
+            varnish.label(&generation.label(app), name).await?;
         }
         if !names.contains(root.as_str()) {
             self.load(varnish, "the routes", root, text, &mut applied).await?;
         }
-        for (app, (name, _)) in moved.iter().filter(|(app, _)| names.contains(vcl::label(app).as_str())) {
-            varnish.label(&vcl::label(app), name).await?;
+        for (app, (name, _)) in moved.iter().filter(|(app, _)| names.contains(generation.label(app).as_str())) {
+            varnish.label(&generation.label(app), name).await?;
         }
         applied.labels = moved.len();
         if !loaded.iter().any(|l| l.active && l.name == *root) {
             varnish.use_vcl(root).await?;
             applied.root = true;
+        }
+        for (app, (name, _)) in &generation.apps {
+            let behind = |label: &String| stands_for(&loaded, label).is_some_and(|version| version != name);
+            for label in labels(app).iter().filter(|l| **l != generation.label(app)).filter(|l| behind(l)) {
+                varnish.label(label, name).await?;
+            }
         }
         if !varnish.running().await? {
             varnish.start().await?;

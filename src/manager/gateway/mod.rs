@@ -220,13 +220,14 @@ impl Gateway {
 
 impl Inner {
     async fn apply(&self, table: &RoutingTable) -> Result<Applied, GatewayError> {
-        let generation = Arc::new(Generation::of(table)?);
         let mut wanted = self.wanted.lock().await;
         let Some(varnish) = &self.varnish else {
+            let generation = Arc::new(Generation::of(table, &BTreeSet::new())?);
             self.became(true, Some(&generation), None);
             *wanted = Some(generation);
             return Ok(Applied::default());
         };
+        let generation = Arc::new(self.next(varnish, wanted.as_deref(), table).await?);
         if wanted.is_none() {
             // What an earlier manager overruled, nobody would give back.
             _ = varnish.set_health(&format!("{}*.*", vcl::PREFIX), Health::Auto).await;
