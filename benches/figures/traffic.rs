@@ -13,7 +13,8 @@ pub fn measure(lab: &Lab, report: &mut Report) -> Res<()> {
     let backends = lab.addresses()?.into_iter().map(|address| (address, 5050)).collect();
     varnish.load("hand", &hand_written(&[("app0".to_owned(), backends)]), None)?;
     let (mut ours, mut other, mut doubted) = (Vec::new(), Vec::new(), 0);
-    for round in 0..=6 {
+    // Many short turns: what else the machine does comes in waves longer than one of them.
+    for round in 0..=20 {
         let noise = noisy();
         // Whoever is second finds a warmer machine: they change places.
         let (first, second) = if round % 2 == 0 { (6081, 6083) } else { (6083, 6081) };
@@ -40,7 +41,7 @@ pub fn measure(lab: &Lab, report: &mut Report) -> Res<()> {
 /// Requests a second, from the lab's client.
 fn load(lab: &Lab, port: u16) -> Res<f64> {
     let url = format!("http://10.10.10.1:{port}/app0/");
-    let told = lab.inside("client", || run(std::process::Command::new("wrk").args(["-t1", "-c32", "-d4s", &url])))?;
+    let told = lab.inside("client", || run(std::process::Command::new("wrk").args(["-t1", "-c32", "-d2s", &url])))?;
     if let Some(errors) = told.lines().find(|l| l.contains("Non-2xx") || l.contains("Socket errors")) {
         return Err(format!("port {port}: {}", errors.trim()).into());
     }

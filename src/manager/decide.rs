@@ -13,7 +13,7 @@ use crate::{
     schedule::{self, Assignments, Unplaced},
 };
 
-use super::{events::Kind, heal, journal::Answered, progress::Progress, rollout, run::Loop};
+use super::{events::Kind, heal, journal::Answered, progress::Progress, run::Loop};
 
 /// What is wanted, and what can be done about it.
 pub(super) struct Decided {
@@ -44,14 +44,23 @@ impl Loop {
         let active = self.known.release.clone().unwrap_or_else(Release::none);
         let release = self.known.rollout.as_ref().map_or_else(|| active.clone(), |r| r.effective(&active));
         let ports = self.parts.config.ports;
-        let (previous, beside) = (&self.known.assignments, &schedule::Beside::NOTHING);
+        let (previous, beside) = (&self.known.assignments, &schedule::Beside::ports_of(&self.known.staged));
         let doubts = &heal::doubts(&self.parts.away.borrow(), snapshot, self.parts.config.healing.move_after, now);
         let input = schedule::Input { release: &release, snapshot, previous, ports, frozen, beside, doubts };
         let placed = schedule::place(input);
         self.known.assignments = placed.assignments;
         let (mut unplaced, mut no_room) = (placed.unplaced, Vec::new());
         let stage = self.known.rollout.as_ref().map(|rollout| {
-            let staged = rollout::place(rollout, &release, &self.known, snapshot, ports, frozen, doubts);
+            let staged = reconcile::rollout::place(reconcile::rollout::Input {
+                rollout,
+                release: &release,
+                places: &self.known.assignments,
+                staged: &self.known.staged,
+                snapshot,
+                ports,
+                frozen,
+                doubts,
+            });
             no_room = staged.no_room;
             unplaced.extend(staged.unplaced);
             (staged.places, staged.stage)

@@ -2,82 +2,21 @@
 //!
 //! Each step is written down before it counts, so that a manager that is killed goes on from there.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use crate::{
     inventory::Snapshot,
-    model::{AppName, InstanceId, Timestamp},
-    reconcile::{self, Action, Stage, StageInput, canary, waited_for},
+    model::{AppName, Timestamp},
+    reconcile::{self, Action, Stage, rollout::Next, waited_for},
     release::{Ending, Phase, Release, Rollout, State},
-    schedule::{self, Assignments, Beside, Doubts, Unplaced},
+    schedule::Assignments,
 };
 
 use super::{
     decide::{Decided, names},
     events::Kind,
-    journal::Remembered,
     progress::Progress,
     run::Loop,
     undo::Watch,
 };
-
-/// Where a release on its way belongs.
-pub(super) struct Placed {
-    pub places: Assignments,
-    pub stage: Stage,
-    /// What waits for nodes that nobody knows yet.
-    pub unplaced: BTreeMap<InstanceId, Unplaced>,
-    /// What finds no room, for people.
-    pub no_room: Vec<String>,
-}
-
-/// Places it beside `release`, which is what runs in this phase.
-pub(super) fn place(
-    rollout: &Rollout,
-    release: &Release,
-    known: &Remembered,
-    snapshot: &Snapshot,
-    ports: [u16; 2],
-    frozen: bool,
-    doubts: &Doubts,
-) -> Placed {
-    let next = &rollout.release;
-    // A place that was given stays, wherever what runs has moved meanwhile: a place of its own each time would start
-    // another container each time.
-    let same = |app: &AppName| release.spec(app).is_some() && release.spec(app) == next.spec(app);
-    let mut previous = known.staged.clone();
-    for (id, place) in &known.assignments {
-        if same(&id.app) || !known.staged.keys().any(|staged| staged.app == id.app) {
-            previous.entry(id.clone()).or_insert_with(|| place.clone());
-        }
-    }
-    let beside = Beside::of(release, &known.assignments, next);
-    let put = |beside: &Beside| {
-        schedule::place(schedule::Input { release: next, snapshot, previous: &previous, ports, frozen, beside, doubts })
-    };
-    let placed = put(&beside);
-    let lacks_room = |all: &BTreeMap<InstanceId, Unplaced>| -> BTreeSet<AppName> {
-        let room = all.iter().filter(|(_, why)| matches!(why, Unplaced::NoRoom { .. }));
-        room.map(|(id, _)| id.app.clone()).collect()
-    };
-    let tight = lacks_room(&placed.unplaced);
-    let (mut never, mut no_room) = (BTreeSet::new(), Vec::new());
-    if !tight.is_empty() {
-        let alone = put(&Beside::NOTHING);
-        never = lacks_room(&alone.unplaced);
-        let left = alone.unplaced.iter().filter(|(id, _)| never.contains(&id.app));
-        no_room = left.map(|(id, why)| format!("{id} has no place: {why}")).collect();
-    }
-    let stage = reconcile::stage(StageInput {
-        active: release,
-        places: &known.assignments,
-        next,
-        beside: &placed.assignments,
-        no_room: &tight.difference(&never).cloned().collect(),
-    });
-    let unknown = placed.unplaced.into_iter().filter(|(_, why)| !matches!(why, Unplaced::NoRoom { .. }));
-    Placed { places: placed.assignments, stage, unplaced: unknown.collect(), no_room }
-}
 
 impl Loop {
     /// Ends the rollout's phase where it is over; answers whether it did.
@@ -95,39 +34,35 @@ impl Loop {
         if frozen {
             return false;
         }
-        match &rollout.phase {
-            Phase::Canary { apps } => {
-                let apps = apps.clone();
-                self.look_at_canary(rollout, &apps, (places, stage), &pending)
-            }
-            _ if rollout.hold || !self.staged => false,
-            Phase::Staging => {
-                let active = self.known.release.clone().unwrap_or_else(Release::none);
-                let tried = canary::tried(&active, &rollout.release, stage);
-                if rollout.straight || tried.is_empty() || self.parts.config.varnish.is_none() {
-                    return self.go_on(rollout, stage, places);
-                }
-                self.try_out(rollout, tried)
-            }
-            Phase::Rolling { apps }
-                if waited_for(&self.known.assignments, snapshot, answered).any(|id| apps.contains(&id.app)) =>
-            {
-                false
-            }
-            Phase::Rolling { .. } => self.activate(rollout, places),
+        if let Phase::Canary { apps } = &rollout.phase {
+            let apps = apps.clone();
+            return self.look_at_canary(rollout, &apps, (places, stage), &pending);
+        }
+        let active = self.known.release.clone().unwrap_or_else(Release::none);
+        let next = reconcile::rollout::next(reconcile::rollout::Look {
+            rollout: &rollout,
+            active: &active,
+            stage,
+            pending: !pending.is_empty(),
+            rolling: &waited_for(&self.known.assignments, snapshot, answered).map(|id| id.app).collect(),
+            shares: self.parts.config.varnish.is_some(),
+        });
+        match next {
+            Next::Wait => false,
+            Next::Try(apps) => self.try_out(rollout, apps),
+            Next::Roll(_) | Next::Switch => self.go_on(rollout, stage, places),
         }
     }
 
     /// What has no room beside itself comes next, and then the switch.
     pub(super) fn go_on(&mut self, rollout: Rollout, stage: &Stage, places: &Assignments) -> bool {
         self.canary = None;
-        if stage.cramped.is_empty() {
+        let Next::Roll(apps) = reconcile::rollout::after_trial(&rollout, stage) else {
             return self.activate(rollout, places);
-        }
+        };
         for (app, cramped) in &stage.cramped {
             self.parts.events.tell(Kind::Note, app, None, cramped.to_string());
         }
-        let apps = stage.cramped.keys().cloned().collect();
         self.turn_to(Rollout { phase: Phase::Rolling { apps }, since: Timestamp::now(), ..rollout })
     }
 

@@ -4,6 +4,7 @@ mod action;
 pub mod canary;
 mod diff;
 mod report;
+pub mod rollout;
 mod stage;
 
 pub use action::{Action, Decision, Reason};

@@ -136,6 +136,15 @@ impl Beside {
     /// Nothing.
     pub const NOTHING: Self = Self { ports: BTreeMap::new(), load: BTreeMap::new() };
 
+    /// The host ports of a release on its way: whatever else finds a place meanwhile gets others.
+    pub fn ports_of(places: &Assignments) -> Self {
+        let mut beside = Self::default();
+        for place in places.values() {
+            beside.ports.entry(place.node.clone()).or_default().insert(place.host_port);
+        }
+        beside
+    }
+
     /// What `active` runs at these places and `next` makes anew or drops.
     pub fn of(active: &Release, places: &Assignments, next: &Release) -> Self {
         let mut beside = Self::default();

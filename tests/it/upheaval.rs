@@ -2,11 +2,20 @@
 //! it has not written down. Thousands of steps in a second.
 
 use super::*;
-use matrix::reconcile::Hold;
+use matrix::{
+    reconcile::{
+        Hold, Stage, Staged,
+        rollout::{self, Next},
+        waited_for,
+    },
+    release::{Phase, Rollout},
+};
 
 #[derive(Debug, Clone)]
 enum Upset {
     Deploy(String),
+    /// What is on its way is not wanted any more.
+    Abort,
     Lose(usize),
     /// It misses an answer.
     Doubt(usize),
@@ -29,7 +38,8 @@ enum Upset {
 
 fn any_upset() -> impl Strategy<Value = Upset> {
     prop_oneof![
-        3 => any_plan().prop_map(Upset::Deploy),
+        3 => any_release().prop_map(Upset::Deploy),
+        1 => Just(Upset::Abort),
         2 => (1..=4usize).prop_map(Upset::Lose),
         2 => (1..=4usize).prop_map(Upset::Doubt),
         3 => (1..=4usize).prop_map(Upset::Return),
@@ -43,8 +53,27 @@ fn any_upset() -> impl Strategy<Value = Upset> {
     ]
 }
 
+/// A plan of which some applications are replaced step by step.
+fn any_release() -> impl Strategy<Value = String> {
+    (any_plan(), prop::sample::subsequence(vec!["a", "b", "c", "d"], 0..=4)).prop_map(|(plan, rolling)| {
+        rolling.iter().fold(plan, |plan, app| {
+            plan.replace(&format!("[apps.{app}]\n"), &format!("[apps.{app}]\nupdate = \"rolling\"\n"))
+        })
+    })
+}
+
 struct Upheaval {
+    /// Its release is the one that is active.
     sim: Sim,
+    /// What is on its way, and the places it was given.
+    rollout: Option<Rollout>,
+    staged: Assignments,
+    stage: Stage,
+    /// What runs in this phase.
+    effective: Release,
+    passed: BTreeSet<String>,
+    number: u64,
+    switches: usize,
     holds: BTreeMap<String, Hold>,
     failing: BTreeSet<String>,
     clock: i64,
@@ -58,7 +87,6 @@ impl Upheaval {
     }
 
     fn happens(&mut self, upset: &Upset) {
-        let number = self.sim.release.number;
         let node = |sim: &mut Sim, n: usize, state| {
             let name = NodeName::try_from(format!("node{n}")).unwrap();
             if let Some(node) = sim.snapshot.nodes.get_mut(&name) {
@@ -67,9 +95,11 @@ impl Upheaval {
         };
         match upset {
             Upset::Deploy(text) => {
-                self.sim.deploy(release(number + 1, text));
-                self.holds.clear();
+                self.give_up();
+                self.number += 1;
+                self.rollout = Some(Rollout::new(release(self.number, text), self.now(), false));
             }
+            Upset::Abort => self.give_up(),
             Upset::Lose(n) => node(&mut self.sim, *n, NodeState::Lost { since: now() }),
             Upset::Doubt(n) => {
                 node(&mut self.sim, *n, NodeState::Suspect { misses: std::num::NonZeroU8::MIN });
@@ -80,8 +110,11 @@ impl Upheaval {
             Upset::Vanishes(n) => self.one(*n, |c| c.name.push_str("-gone")),
             Upset::Fails(app, true) => _ = self.failing.insert(app.to_string()),
             Upset::Fails(app, false) => _ = self.failing.remove(&app.to_string()),
-            // What was seen to answer is written down, as are places, the releases and the last table.
-            Upset::Forgets => self.holds.clear(),
+            // What was seen to answer is written down, as are places, the releases with their phase and the last table.
+            Upset::Forgets => {
+                self.holds.clear();
+                self.passed.clear();
+            }
             Upset::Blind(blind) => self.blind = *blind,
             Upset::Turns(turns, seconds) => {
                 for _ in 0..*turns {
@@ -109,37 +142,134 @@ impl Upheaval {
         }
     }
 
+    /// What is active is wanted again, whole.
+    fn give_up(&mut self) {
+        if self.rollout.take().is_some() {
+            (self.staged, self.stage) = (Assignments::new(), Stage::default());
+            self.passed.clear();
+            self.holds.clear();
+        }
+    }
+
+    fn frozen(&self) -> bool {
+        let is_lost = |n: &&Node| matches!(n.state, NodeState::Lost { .. });
+        let lost = self.sim.snapshot.nodes.values().filter(is_lost).count();
+        lost > 1 && lost * 2 > self.sim.snapshot.nodes.len()
+    }
+
+    /// Where everything belongs; whether something of the release on its way finds no room.
+    fn place(&mut self) -> bool {
+        let frozen = self.frozen();
+        let effective = self.rollout.as_ref().map(|rollout| rollout.effective(&self.sim.release));
+        self.effective = effective.unwrap_or_else(|| self.sim.release.clone());
+        let release = &self.effective;
+        let placed = schedule::place(schedule::Input {
+            release,
+            frozen,
+            beside: &schedule::Beside::ports_of(&self.staged),
+            ..self.sim.input()
+        });
+        self.sim.assignments = placed.assignments;
+        let Some(rollout) = &self.rollout else { return false };
+        let placed = rollout::place(rollout::Input {
+            rollout,
+            release,
+            places: &self.sim.assignments,
+            staged: &self.staged,
+            snapshot: &self.sim.snapshot,
+            ports: [20000, 20100],
+            frozen,
+            doubts: &self.sim.doubts,
+        });
+        (self.staged, self.stage) = (placed.places, placed.stage);
+        !placed.no_room.is_empty()
+    }
+
+    /// Ends the phase of what is on its way where it is over.
+    fn advance(&mut self, no_room: bool) -> bool {
+        let Some(rollout) = self.rollout.clone() else { return false };
+        if no_room {
+            self.give_up();
+            return true;
+        }
+        if self.frozen() {
+            return false;
+        }
+        let answered = |name: &str| self.sim.verified.contains_key(name);
+        let pending = self.stage.pending(&self.sim.snapshot, answered, |name| self.passed.contains(name));
+        let rolling = waited_for(&self.sim.assignments, &self.sim.snapshot, answered).map(|id| id.app).collect();
+        let next = rollout::next(rollout::Look {
+            rollout: &rollout,
+            active: &self.sim.release,
+            stage: &self.stage,
+            pending: !pending.is_empty(),
+            rolling: &rolling,
+            shares: false,
+        });
+        match next {
+            Next::Wait | Next::Try(_) => false,
+            Next::Roll(apps) => {
+                self.rollout = Some(Rollout { phase: Phase::Rolling { apps }, ..rollout });
+                true
+            }
+            Next::Switch => {
+                // What ran before and has fallen since is healed, and not waited for.
+                for (name, place) in named(&self.stage.beside) {
+                    let ready = self.sim.snapshot.nodes[&place.node].is_ready();
+                    assert!(!ready || answered(&name), "{name} has not answered, and it is switched to");
+                }
+                self.switches += 1;
+                self.sim.assignments = std::mem::take(&mut self.staged);
+                self.sim.deploy(rollout.release);
+                (self.rollout, self.stage) = (None, Stage::default());
+                self.passed.clear();
+                true
+            }
+        }
+    }
+
     /// One turn of the loop; whether anything was done.
     fn turn(&mut self) -> bool {
         self.steps += 1;
-        let admitted = self.sim.snapshot.nodes.len();
-        let is_lost = |n: &&Node| matches!(n.state, NodeState::Lost { .. });
-        let lost = self.sim.snapshot.nodes.values().filter(is_lost).count();
-        let placed = schedule::place(schedule::Input {
-            release: &self.sim.release,
-            snapshot: &self.sim.snapshot,
-            previous: &self.sim.assignments,
-            ports: [20000, 20100],
-            frozen: lost > 1 && lost * 2 > admitted,
-            beside: &schedule::Beside::NOTHING,
-            doubts: &schedule::Doubts::NONE,
-        });
-        self.sim.assignments = placed.assignments;
+        let mut no_room = self.place();
+        let mut moved = false;
+        while self.advance(no_room) {
+            moved = true;
+            no_room = self.place();
+        }
         let routed = (!self.blind).then_some(&self.sim.table);
-        let decision = diff(World { routed, now: self.now(), ..self.sim.world(&self.holds) });
+        let staged = |rollout| Staged { release: rollout, stage: &self.stage, passed: &self.passed };
+        let decision = diff(World {
+            routed,
+            now: self.now(),
+            release: &self.effective,
+            previous: if self.rollout.is_some() { Some(&self.sim.release) } else { self.sim.previous.as_ref() },
+            staged: self.rollout.as_ref().map(|rollout| staged(&rollout.release)),
+            ..self.sim.world(&self.holds)
+        });
+        let beside = self.stage.names();
         let table = routes::table(routes::Input {
             cloud: &self.sim.cloud,
-            release: &self.sim.release,
+            release: &self.effective,
             assignments: &self.sim.assignments,
             snapshot: &self.sim.snapshot,
             verified: &self.sim.verified,
-            leaving: &decision.leaving,
+            leaving: &decision.leaving.union(&beside).cloned().collect(),
             last: &self.sim.table,
             trial: None,
         });
-        let moved = table != self.sim.table;
+        let served = table.apps.values().flat_map(|app| app.backends.iter()).filter(|(_, b)| b.serving);
+        for (name, _) in served {
+            assert!(!beside.contains(name), "{name} gets requests before the switch");
+        }
+        moved |= table != self.sim.table;
         for action in &decision.actions {
+            // Some action before it may have ended the rollout: the next turn decides anew.
+            let number = self.rollout.as_ref().map(|rollout| rollout.release.number);
             self.acts(action);
+            if number != self.rollout.as_ref().map(|rollout| rollout.release.number) {
+                break;
+            }
         }
         self.sim.table = table;
         moved || !decision.actions.is_empty()
@@ -158,6 +288,8 @@ impl Upheaval {
                 let mut places = self.sim.assignments.iter();
                 evicted = places.any(|(id, place)| id.app != app && place.node == *node && there(place.host_port));
                 assert!(!self.blind, "{name} is stopped while nobody knows who gets requests");
+                let active = named(&self.sim.assignments).any(|(active, _)| active == *name);
+                assert!(!active, "{name} is stopped, though what runs in this phase wants it");
             }
             Action::Start { container, .. } | Action::Verify { container, .. } => {
                 let held = self.holds.get(&container.name).is_some_and(|hold| hold.until > self.now());
@@ -165,8 +297,11 @@ impl Upheaval {
             }
         }
         self.sim.act(action);
+        if let Action::Verify { container, reason: Reason::CheckChanged, .. } = action {
+            self.passed.insert(container.name.clone());
+        }
         if let Action::Stop { .. } = action
-            && self.sim.release.plan.apps.get(&app).is_some_and(|app| app.count() > 0)
+            && self.effective.plan.apps.get(&app).is_some_and(|app| app.count() > 0)
         {
             let lost = |node: &Node| matches!(node.state, NodeState::Lost { .. });
             let reached = |place: &schedule::Assignment| !lost(&self.sim.snapshot.nodes[&place.node]);
@@ -181,7 +316,13 @@ impl Upheaval {
             self.sim.verified.remove(&container.name);
             let failures = self.holds.get(&container.name).map_or(0, |hold| hold.failures) + 1;
             let until = Timestamp::from_second(self.clock + 5).unwrap();
+            self.passed.remove(&container.name);
             self.holds.insert(container.name.clone(), Hold { until, failures, why: "it does not answer".into() });
+            let rolling = |rollout: &Rollout| matches!(&rollout.phase, Phase::Rolling { apps } if apps.contains(&app));
+            let of_it = self.stage.names().contains(&container.name) || self.rollout.as_ref().is_some_and(rolling);
+            if failures > 2 && of_it {
+                self.give_up();
+            }
         }
     }
 
@@ -210,6 +351,10 @@ impl Upheaval {
         }
         panic!("it does not come to rest");
     }
+}
+
+fn named(places: &Assignments) -> impl Iterator<Item = (String, &schedule::Assignment)> {
+    places.iter().map(|(id, a)| (ContainerSpec::name_of(id, &a.spec, &a.node, a.host_port), a))
 }
 
 #[test]
@@ -246,8 +391,22 @@ proptest! {
         upsets in prop::collection::vec(any_upset(), 1..40),
     ) {
         let sim = Sim::new(nodes, release(1, &first));
-        let (holds, failing) = (BTreeMap::new(), BTreeSet::new());
-        let mut world = Upheaval { sim, holds, failing, clock: 0, blind: false, steps: 0 };
+        let effective = sim.release.clone();
+        let mut world = Upheaval {
+            sim,
+            rollout: None,
+            staged: Assignments::new(),
+            stage: Stage::default(),
+            effective,
+            passed: BTreeSet::new(),
+            number: 1,
+            switches: 0,
+            holds: BTreeMap::new(),
+            failing: BTreeSet::new(),
+            clock: 0,
+            blind: false,
+            steps: 0,
+        };
         let one = world.sim.snapshot.nodes.values_mut().next().unwrap();
         one.containers.push(foreign(1, None, 20000));
         one.containers.push(foreign(2, Some("other"), 20001));
@@ -267,6 +426,7 @@ proptest! {
         prop_assert!(!world.turn(), "there is nothing more to do");
         let strangers = world.sim.snapshot.containers().filter(|(_, c)| c.name.starts_with("foreign")).count();
         prop_assert_eq!(strangers, 2);
+        prop_assert!(world.rollout.is_none(), "what was on its way is active, or nothing of it is there");
         prop_assert!(world.steps > 0);
     }
 }
