@@ -171,8 +171,15 @@ sub vcl_backend_response {
         return (pass(10s));
     }
     # An answer that says how long it may be kept; Varnish has read it into the ttl.
-    if (beresp.http.Expires || beresp.http.Cache-Control ~ "(?i)\b(?:s-maxage|max-age)\s*=") {
+    if (beresp.http.Cache-Control ~ "(?i)\b(?:s-maxage|max-age)\s*=") {
         if (beresp.ttl > 0s) {
+            return (deliver);
+        }
+        return (pass(10s));
+    }
+    # Varnish takes a date that cannot be read (0, -1), and the first of all dates, for none: such an answer is old.
+    if (beresp.http.Expires) {
+        if (beresp.ttl > 0s && std.time(beresp.http.Expires, now) > now) {
             return (deliver);
         }
         return (pass(10s));

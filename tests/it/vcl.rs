@@ -7,21 +7,24 @@ use matrix::{
     routing::{AppRouting, Backend, Canary, RoutingTable, vcl},
 };
 
-/// Free ports: `p1` to `p5` for a script's servers, and one where nobody listens.
+/// Free ports: `p1` to `p5` for a script's servers, and one where nobody listens: held, as another test would take it.
 struct Ports {
     all: Vec<u16>,
+    dead: tokio::net::TcpSocket,
 }
 
 impl Ports {
     fn new() -> Self {
-        let held: Vec<_> = (0..6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        Self { all: held.iter().map(|l| l.local_addr().unwrap().port()).collect() }
+        let held: Vec<_> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let dead = tokio::net::TcpSocket::new_v4().unwrap();
+        dead.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        Self { dead, all: held.iter().map(|l| l.local_addr().unwrap().port()).collect() }
     }
     fn p(&self, number: usize) -> u16 {
         self.all[number - 1]
     }
     fn dead(&self) -> u16 {
-        self.all[5]
+        self.dead.local_addr().unwrap().port()
     }
 }
 
@@ -104,7 +107,7 @@ fn host_and_longest_path_choose() {
 fn headers_and_paths_arrive_as_they_should() {
     let ports = Ports::new();
     let shop = app("shop", &["/shop", "cloud.example/store"], &[ports.p(1)]);
-    varnishtest("headers", &ports, [with(shop, |r| r.strip_path = true)]);
+    varnishtest("headers", &ports, [with(shop, |r| r.strip_path = true), app("whole", &["/whole"], &[ports.p(2)])]);
 }
 
 #[test]
@@ -182,6 +185,33 @@ fn a_silent_instance_is_not_waited_for() {
             r.backends.insert("shop-3".to_owned(), serving);
         })],
     );
+}
+
+#[test]
+fn what_is_kept_is_kept_as_long_and_for_those_it_says() {
+    let ports = Ports::new();
+    let keeping = |app| with(app, |r: &mut AppRouting| r.cache_seconds = Some(60));
+    varnishtest(
+        "keep",
+        &ports,
+        [
+            keeping(app("kept", &["/kept"], &[ports.p(1)])),
+            keeping(app("moved", &["/moved"], &[ports.p(2)])),
+            with(keeping(app("two", &["/two", "/deux"], &[ports.p(3)])), |r| r.strip_path = true),
+            app("shop", &["/shop"], &[ports.p(4)]),
+        ],
+    );
+}
+
+#[test]
+fn the_last_instance_has_time_and_a_new_one_has_credit() {
+    let ports = Ports::new();
+    let new = with(app("new", &["/new"], &[ports.p(3)]), |r| {
+        let path = "/probe".to_owned();
+        let probe = matrix::routing::Probe { path, host: None, status: 200, interval_ms: 60_000, timeout_ms: 5000 };
+        r.backends.values_mut().for_each(|b| b.probe = Some(probe.clone()));
+    });
+    varnishtest("patience", &ports, [app("shop", &["/shop"], &[ports.p(1), ports.p(2)]), new]);
 }
 
 #[test]
