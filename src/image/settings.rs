@@ -460,6 +460,34 @@ interval = "soon"
     }
 
     #[test]
+    fn what_leads_outside_or_fits_no_image_is_refused() {
+        let good =
+            "base = \"scratch\"\nfiles = [{ from = \"a\", to = \"/a\", mode = \"0755\", owner = \"1:65534\" }]\n";
+        assert!(Settings::parse("image.toml", good).is_ok());
+        let bad = [
+            ("from = \"a\"", "from = \"/etc/shadow\""),
+            ("from = \"a\"", "from = \"b/../../a\""),
+            ("from = \"a\"", "from = \"a\\u0000b\""),
+            ("to = \"/a\"", "to = \"/a/../../b\""),
+            ("to = \"/a\"", "to = \"/a\\u0000b\""),
+            ("\"0755\"", "\"0855\""),
+            ("\"0755\"", "\"17777\""),
+            ("\"0755\"", "\"-1\""),
+            ("\"1:65534\"", "\"1:99999999999\""),
+            ("\"1:65534\"", "\"root:root\""),
+            ("\"1:65534\"", "\"1:-2\""),
+        ];
+        for (here, there) in bad {
+            let text = good.replace(here, there);
+            let found = Settings::parse("image.toml", &text).expect_err(there);
+            assert!(found.iter().all(|d| d.line == 2), "{there}: {found:#?}");
+        }
+        for label in ["\"a b\" = \"x\"", "\"\" = \"x\"", "\"a\\u0000\" = \"x\""] {
+            assert!(Settings::parse("image.toml", &format!("{good}[labels]\n{label}\n")).is_err(), "{label}");
+        }
+    }
+
+    #[test]
     fn bases() {
         assert_eq!(Base::parse("scratch"), Ok(Base::Scratch));
         assert_eq!(Base::parse("./b"), Ok(Base::Archive("./b".to_owned())));

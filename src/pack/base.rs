@@ -214,3 +214,40 @@ pub(super) fn rewrite(source: &super::Source, name: &ImageName, output: &std::pa
     }
     out.finish(&source.image, name, output)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(package: &str, suite: &str, mirror: Option<&str>) -> bool {
+        let request = BaseRequest {
+            name: "web-base".parse().expect("a name"),
+            packages: vec!["nginx-light".to_owned(), package.to_owned()],
+            suite: suite.to_owned(),
+            mirror: mirror.map(str::to_owned),
+            output: PathBuf::new(),
+        };
+        check(&request).is_ok()
+    }
+
+    #[test]
+    fn mmdebstrap_gets_no_word_that_is_more_than_a_name() {
+        let good = "ca-certificates";
+        for package in [good, "libstdc++6", "python3.11", "0ad"] {
+            assert!(checked(package, "bookworm", Some("https://mirror.example/debian")), "{package}");
+        }
+        for package in ["", "a", "--hook", "-x", "a,b", "a b", "a;id", "$(id)", "A", "a/bookworm", "?essential", "a\n"]
+        {
+            assert!(!checked(package, "bookworm", None), "{package:?}");
+        }
+        for suite in ["", "-x", "--customize-hook=id", "book worm", "a/b", "a;id", "Bookworm", "a\nb"] {
+            assert!(!checked(good, suite, None), "{suite:?}");
+        }
+        assert!(checked(good, "bookworm", None) && checked(good, "stable-backports", None));
+        for mirror in
+            ["", "-x", "--hook=id", "/etc/passwd", "deb.example/debian", "http://a b", "http://a\nb", "ssh://a"]
+        {
+            assert!(!checked(good, "bookworm", Some(mirror)), "{mirror:?}");
+        }
+    }
+}

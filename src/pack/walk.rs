@@ -313,3 +313,71 @@ impl Read for Watched<'_> {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::Unwatched;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    /// The tree that this image.toml makes of a directory with `a` (0640), its hard link `b`, `d/c` and a link `l` to `d`.
+    fn tree(text: &str) -> (tempfile::TempDir, Result<Tree, Error>) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir(at("d")).expect("d");
+        for (name, mode) in [("a", 0o640), ("d/c", 0o755)] {
+            fs::write(at(name), name).expect("a file");
+            fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).expect("its mode");
+        }
+        fs::hard_link(at("a"), at("b")).expect("b");
+        symlink("d", at("l")).expect("l");
+        let settings = Settings::parse("image.toml", text).expect("settings");
+        let tree = walk(dir.path(), &settings, &Ignore::default(), &LeftOut::default(), &Stop::default());
+        (dir, tree)
+    }
+
+    fn listed(tree: &Tree) -> Vec<String> {
+        let kind = |entry: &Entry| match &entry.kind {
+            Kind::Hardlink(to) | Kind::Symlink(to) => format!("-> {}", String::from_utf8_lossy(to)),
+            Kind::Directory => "directory".to_owned(),
+            _ => "file".to_owned(),
+        };
+        let line = |(path, e): (String, &Entry)| format!("{path} {:o} {}:{} {}", e.mode, e.uid, e.gid, kind(e));
+        tree.listing().map(line).collect()
+    }
+
+    #[test]
+    fn modes_and_owners_are_the_rules_and_never_the_disks() {
+        let text = "base = \"scratch\"\nfiles = [\n{ from = \"a\", to = \"/a\" },\n{ from = \"b\", to = \"/b\" },\n\
+                    { from = \"a\", to = \"/x/\", mode = \"0600\", owner = \"7:8\" },\n{ from = \"l\", to = \"/l\" },\n]";
+        let (_dir, tree) = tree(text);
+        let mut tree = tree.expect("a tree");
+        tree.link();
+        tree.add_parents(|_| false);
+        // Two names of one file share it, but where their modes or owners differ.
+        let wanted =
+            ["/a 640 0:0 file", "/b 640 0:0 -> a", "/l 777 0:0 -> d", "/x 755 0:0 directory", "/x/a 600 7:8 file"];
+        assert_eq!(listed(&tree), wanted);
+        assert_eq!(tree.bytes, 2, "what is linked counts once");
+    }
+
+    #[test]
+    fn no_rule_leads_through_a_link() {
+        let (_dir, tree) = tree("base = \"scratch\"\nfiles = [{ from = \"l/c\", to = \"/c\" }]");
+        assert!(tree.is_err_and(|e| e.to_string().contains("symbolic link")));
+    }
+
+    #[test]
+    fn a_file_that_changes_after_it_was_found_is_refused() {
+        let (dir, tree) = tree("base = \"scratch\"\nfiles = [{ from = \"a\", to = \"/a\" }]");
+        let tree = tree.expect("a tree");
+        assert!(tree.fingerprint(0).is_none(), "what is that young may still change without showing it");
+        let write = || tree.write(Vec::new(), 0, 1, &Unwatched, &Stop::default());
+        write().expect("nothing changed");
+        fs::write(dir.path().join("a"), "b").expect("another text of the same length");
+        assert!(write().is_err_and(|e| e.to_string().contains("changed")));
+        fs::remove_file(dir.path().join("a")).expect("gone");
+        symlink("/etc/passwd", dir.path().join("a")).expect("a link in its place");
+        assert!(write().is_err(), "no link is followed");
+    }
+}
