@@ -43,6 +43,10 @@ impl Loop {
         if self.running.contains_key(&name) {
             return;
         }
+        if matches!(action, Action::Stop { .. }) {
+            // Nothing counts on what is on its way out, also where it is wanted again meanwhile.
+            self.known.verified.remove(&name);
+        }
         let cancel = self.parts.stop.child_token();
         self.running.insert(name, (action.clone(), cancel.clone()));
         let hands = execute::Hands {

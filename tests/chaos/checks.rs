@@ -142,7 +142,7 @@ fn foreign(cloud: &Cloud) -> Option<String> {
     })
 }
 
-/// One root, one label and one VCL for each application, perhaps what new labels stand for; and what others loaded.
+/// One root, one VCL and one or two labels for each application, perhaps what new labels stand for; and what others loaded.
 fn vcls(cloud: &Cloud, plan: &Plan) -> Option<String> {
     let workdir = cloud.lab.state_dir().join("varnish").display().to_string();
     let list = cloud.lab.gateway(&["varnishadm", "-n", &workdir, "vcl.list"]).out;
@@ -151,9 +151,10 @@ fn vcls(cloud: &Cloud, plan: &Plan) -> Option<String> {
     let names: Vec<_> = kept.filter_map(|l| l.split_whitespace().find(|w| w.starts_with("matrix_"))).collect();
     let of = |start: &str| names.iter().filter(|name| name.starts_with(start)).count();
     let (roots, versions) = (of("matrix_root_"), of("matrix_vcl_"));
-    let labels = names.len() - roots - versions - of("matrix_nothing");
+    let second = of("matrix_second_");
+    let labels = names.len() - roots - versions - second - of("matrix_nothing");
     let apps = plan.apps.len();
-    (roots != 1 || versions != apps || labels != apps)
+    (roots != 1 || versions != apps || labels != apps || second > apps)
         .then(|| format!("VCL is left over, or lacks ({apps} applications):\n{list}"))
 }
 
