@@ -340,7 +340,7 @@ mod tests {
         let kind = |entry: &Entry| match &entry.kind {
             Kind::Hardlink(to) | Kind::Symlink(to) => format!("-> {}", String::from_utf8_lossy(to)),
             Kind::Directory => "directory".to_owned(),
-            _ => "file".to_owned(),
+            Kind::File(_) => "file".to_owned(),
         };
         let line = |(path, e): (String, &Entry)| format!("{path} {:o} {}:{} {}", e.mode, e.uid, e.gid, kind(e));
         tree.listing().map(line).collect()
