@@ -108,7 +108,7 @@ sub vcl_recv {
 {%- elif several %}
     set req.backend_hint = turn.backend();
 {%- endif %}
-    if (req.http.Upgrade ~ "(?i)^websocket$" && req.http.Sec-WebSocket-Key) {
+    if (req.http.Upgrade && req.http.Upgrade ~ "(?i)^websocket$" && req.http.Sec-WebSocket-Key) {
         return (pipe);
     }
 {%- if idempotent %}

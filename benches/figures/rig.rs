@@ -240,14 +240,24 @@ pub struct Varnish<'a> {
 }
 
 impl<'a> Varnish<'a> {
+    /// With the parameters a gateway has.
     pub fn start(lab: &'a Lab, port: u16) -> Res<Self> {
+        Self::with(lab, port, matrix::routing::vcl::varnishd_parameters())
+    }
+
+    /// As Debian starts it.
+    pub fn plain(lab: &'a Lab, port: u16) -> Res<Self> {
+        Self::with(lab, port, [])
+    }
+
+    fn with(lab: &'a Lab, port: u16, parameters: impl IntoIterator<Item = &'static str>) -> Res<Self> {
         let directory = lab.state_dir().join(format!("bench-varnish-{port}"));
         fs::create_dir_all(&directory)?;
         let workdir = directory.join("workdir");
         let child = lab.inside("gateway", || {
             let mut varnishd = Command::new("varnishd");
             varnishd.args(["-F", "-s", "malloc,64m", "-f", "", "-a", &format!(":{port}"), "-n"]).arg(&workdir);
-            varnishd.args(matrix::routing::vcl::varnishd_parameters());
+            varnishd.args(parameters);
             Ok(varnishd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
         })?;
         let varnish = Self { lab, child, workdir };

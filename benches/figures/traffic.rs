@@ -1,4 +1,4 @@
-//! GETs through the gateway beside a VCL written by hand, over the same backends, in the same kind of varnishd.
+//! GETs through the gateway beside a VCL written by hand, over the same backends, in a varnishd as Debian starts it.
 
 use crate::{
     deploys::Plan,
@@ -9,7 +9,7 @@ use crate::{
 pub fn measure(lab: &Lab, report: &mut Report) -> Res<()> {
     let plan = Plan::new(lab, 1)?;
     plan.ours()?;
-    let varnish = Varnish::start(lab, 6083)?;
+    let varnish = Varnish::plain(lab, 6083)?;
     let backends = lab.addresses()?.into_iter().map(|address| (address, 5050)).collect();
     varnish.load("hand", &hand_written(&[("app0".to_owned(), backends)]), None)?;
     let (mut ours, mut other, mut doubted) = (Vec::new(), Vec::new(), 0);

@@ -120,6 +120,12 @@ fn nobody_there_says_when_to_come_back() {
 }
 
 #[test]
+fn large_headers_pass() {
+    let ports = Ports::new();
+    varnishtest("large", &ports, [app("shop", &["/shop"], &[ports.p(1)])]);
+}
+
+#[test]
 fn another_instance_answers() {
     let ports = Ports::new();
     varnishtest(
