@@ -242,15 +242,15 @@ pub struct Varnish<'a> {
 impl<'a> Varnish<'a> {
     /// With the parameters a gateway has.
     pub fn start(lab: &'a Lab, port: u16) -> Res<Self> {
-        Self::with(lab, port, matrix::routing::vcl::varnishd_parameters())
+        Self::with(lab, port, &matrix::routing::vcl::varnishd_parameters().collect::<Vec<_>>())
     }
 
     /// As Debian starts it.
     pub fn plain(lab: &'a Lab, port: u16) -> Res<Self> {
-        Self::with(lab, port, [])
+        Self::with(lab, port, &[])
     }
 
-    fn with(lab: &'a Lab, port: u16, parameters: impl IntoIterator<Item = &'static str>) -> Res<Self> {
+    fn with(lab: &'a Lab, port: u16, parameters: &[&str]) -> Res<Self> {
         let directory = lab.state_dir().join(format!("bench-varnish-{port}"));
         fs::create_dir_all(&directory)?;
         let workdir = directory.join("workdir");
