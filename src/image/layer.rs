@@ -256,6 +256,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_larger_than_a_plain_header_can_say_is_named_with_its_size() {
+        for size in [USTAR_MAX_SIZE, USTAR_MAX_SIZE + 1, 9 << 40] {
+            let mut writer = LayerWriter::new(Vec::new(), 0, 1).expect("a layer");
+            let large = Entry { path: b"large".to_vec(), kind: Kind::File(size), mode: 0o644, uid: 0, gid: 0 };
+            writer.header(&large).expect("a header");
+            let (bytes, _) = writer.finish().expect("a layer");
+            let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(bytes.as_slice()));
+            let entry = archive.entries().expect("entries").next().expect("one").expect("an entry");
+            assert_eq!((entry.path_bytes().as_ref(), entry.size()), (&b"large"[..], size));
+        }
+    }
+
+    #[test]
     fn what_leaves_the_image_or_its_order_is_refused() {
         for bad in ["", "/etc", "../x", "a/../b", "a//b", "a/", "./a", "a\0b"] {
             assert!(matches!(layer(&[(file(bad, 0), vec![])]), Err(Error::Entry { .. })), "{bad:?}");

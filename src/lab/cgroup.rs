@@ -6,6 +6,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -124,6 +125,7 @@ impl Cgroups {
                 Self::V1(_) => inherit_cpuset(path)?,
                 Self::V2 => hand_down(path)?,
             }
+            weigh(path);
         }
         Ok(paths)
     }
@@ -270,6 +272,30 @@ fn hand_down(path: &Path) -> Result<(), LabError> {
         fs::write(&file, wanted.join(" ")).map_err(LabError::file("write", file))?;
     }
     Ok(())
+}
+
+/// Under load, a node gets as much of the processors as any process beside the lab, as a virtual machine with one of its
+/// own would: the groups above it weigh what is in them. One by one, since nodes start at once.
+fn weigh(node: &Path) {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(lab) = node.parent() else { return };
+    let Some(labs) = lab.parent() else { return };
+    let all = fs::read_dir(labs).into_iter().flatten().flatten().map(|lab| nodes_in(&lab.path())).sum();
+    for (group, nodes) in [(lab, nodes_in(lab)), (labs, all)] {
+        for (file, one, most) in [("cpu.shares", 1024, 262_144), ("cpu.weight", 100, 10_000)] {
+            let file = group.join(file);
+            if file.exists() {
+                // Without it the lab is slower under load, and whole.
+                _ = fs::write(file, (one * nodes).clamp(one, most).to_string());
+            }
+        }
+    }
+}
+
+fn nodes_in(lab: &Path) -> usize {
+    let is_node = |e: &fs::DirEntry| e.file_name().to_str().is_some_and(|name| name.starts_with("node-"));
+    fs::read_dir(lab).into_iter().flatten().flatten().filter(is_node).count()
 }
 
 #[cfg(test)]

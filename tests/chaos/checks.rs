@@ -150,11 +150,16 @@ fn vcls(cloud: &Cloud, plan: &Plan) -> Option<String> {
     let kept = list.lines().filter(|line| !line.starts_with("discarded"));
     let names: Vec<_> = kept.filter_map(|l| l.split_whitespace().find(|w| w.starts_with("matrix_"))).collect();
     let of = |start: &str| names.iter().filter(|name| name.starts_with(start)).count();
-    let (roots, versions) = (of("matrix_root_"), of("matrix_vcl_"));
-    let second = of("matrix_second_");
-    let labels = names.len() - roots - versions - second - of("matrix_nothing");
+    let (roots, versions, second) = (of("matrix_root_"), of("matrix_vcl_"), of("matrix_second_app_"));
+    let first = of("matrix_app_");
+    let others = names.len() - roots - versions - second - first - of("matrix_nothing");
     let apps = plan.apps.len();
-    (roots != 1 || versions != apps || labels != apps || second > apps)
+    // A varnishd that came back has only the labels that are in use.
+    let has_one = |app: &crate::plans::App| {
+        ["matrix_app_", "matrix_second_app_"].iter().any(|label| names.contains(&&*format!("{label}{}", app.name)))
+    };
+    let labelled = plan.apps.iter().all(has_one) && first.max(second) <= apps;
+    (roots != 1 || versions != apps || !labelled || others > 0)
         .then(|| format!("VCL is left over, or lacks ({apps} applications):\n{list}"))
 }
 

@@ -26,16 +26,19 @@ impl Place {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
-    fn matrix(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_matrix"))
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_matrix"));
+        command
             .args(args)
             .current_dir(self.0.path())
             .env("XDG_CACHE_HOME", self.at(".cache"))
             .env_remove("MATRIX_REGISTRY")
             .env_remove("SOURCE_DATE_EPOCH")
-            .env("MATRIX_MANAGER", self.at("no.sock"))
-            .output()
-            .unwrap()
+            .env("MATRIX_MANAGER", self.at("no.sock"));
+        command
+    }
+    fn matrix(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
     }
     fn json(&self, args: &[&str]) -> serde_json::Value {
         let output = self.matrix(args);
@@ -179,6 +182,44 @@ fn a_copy_of_a_directory_has_the_same_digest() {
     place.write("two/data/file", "Content");
     let third = place.json(&["create-image", "shop", "two", "--json", "-o", "2.tar"]);
     assert_ne!(first["digest"], third["digest"], "an edit of the same size is seen");
+}
+
+#[test]
+fn an_image_is_of_the_day_that_is_asked_for() {
+    let place = Place::new();
+    place.application("app");
+    let made = |epoch: &str| {
+        let mut command = place.command(&["create-image", "shop", "app", "--json"]);
+        command.env("SOURCE_DATE_EPOCH", epoch).output().unwrap()
+    };
+    let (one, other) = (made("86400"), made("172800"));
+    assert!(one.status.success() && other.status.success(), "{} {}", said(&one), said(&other));
+    assert_ne!(one.stdout, other.stdout, "the day is part of what is made");
+    assert_eq!(place.skopeo(&["inspect", "oci-archive:shop.tar"])["Created"], "1970-01-03T00:00:00Z");
+    let unsaid = place.json(&["create-image", "shop", "app", "--json"]);
+    assert_eq!(place.skopeo(&["inspect", "oci-archive:shop.tar"])["Created"], "1970-01-01T00:00:00Z");
+    assert_eq!(unsaid["unchanged"], false);
+    let wrong = made("yesterday");
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(said(&wrong).contains("SOURCE_DATE_EPOCH is no number of seconds"), "{}", said(&wrong));
+}
+
+#[test]
+fn an_archive_inside_its_directory_is_no_part_of_itself() {
+    let place = Place::new();
+    place.application("app");
+    place.application("bare");
+    let bare = place.json(&["create-image", "shop", "bare", "--json"]);
+    for unchanged in [false, true] {
+        let made = place.json(&["create-image", "shop", "app", "--json", "-o", "app/data/out.tar"]);
+        assert_eq!((&made["digest"], &made["unchanged"]), (&bare["digest"], &unchanged.into()));
+    }
+    let at = place.at("app/data");
+    let made =
+        place.command(&["create-image", "shop", "..", "--json", "-o", "out.tar"]).current_dir(at).output().unwrap();
+    let made: serde_json::Value =
+        serde_json::from_slice(&made.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(&made)));
+    assert_eq!(made["digest"], bare["digest"]);
 }
 
 #[test]
