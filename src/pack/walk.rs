@@ -38,7 +38,7 @@ pub(super) struct Tree {
 struct Found {
     entry: Entry,
     path: PathBuf,
-    /// Device, inode, size, mtime, ctime.
+    /// Device, inode, size, mtime, ctime; nothing of a directory.
     stamp: [i128; 5],
 }
 
@@ -202,7 +202,8 @@ impl Tree {
     }
 
     fn insert(&mut self, entry: Entry, path: &Path, meta: &fs::Metadata) {
-        let stamp = stamp(meta);
+        // Of a directory only what the entry says counts: it is young as soon as the archive is written into it.
+        let stamp = if entry.kind == Kind::Directory { [0; 5] } else { stamp(meta) };
         for time in [stamp[3], stamp[4]] {
             let time = Duration::from_nanos(u64::try_from(time.max(0)).unwrap_or(u64::MAX));
             self.newest = self.newest.max(time);
