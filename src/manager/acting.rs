@@ -7,9 +7,10 @@ use std::{
 };
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    inventory::{NodeState, Snapshot},
+    inventory::{Container, ContainerState, NodeState, Snapshot},
     model::Timestamp,
     reconcile::{self, Action, Hold},
     release::Release,
@@ -20,17 +21,59 @@ use crate::{
 use super::{
     decide::Decided,
     events::Kind,
-    execute::{self, Outcome},
+    execute::{self, Outcome, Point},
     run::{Loop, Message},
 };
 
+/// An action under way.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) action: Action,
+    cancel: CancellationToken,
+    point: Point,
+}
+
+impl Running {
+    fn is_stop(&self) -> bool {
+        matches!(self.action, Action::Stop { .. })
+    }
+}
+
 impl Loop {
     pub(super) fn cancel_unwanted(&self, wanted: &BTreeSet<String>) {
-        for (name, (action, cancel)) in &self.running {
-            if matches!(action, Action::Start { .. } | Action::Verify { .. }) && !wanted.contains(name) {
-                cancel.cancel();
+        for (name, running) in &self.running {
+            if !running.is_stop() && !wanted.contains(name) {
+                running.cancel.cancel();
             }
         }
+    }
+
+    /// What gets its signal answers no longer: nothing may count on it, also where it is wanted again meanwhile.
+    pub(super) fn forget_signalled(&mut self) {
+        for (name, _) in self.running.iter().filter(|(_, running)| running.is_stop() && running.point.passed()) {
+            self.known.verified.remove(name);
+        }
+    }
+
+    /// What drains and need not leave any more stays, and serves: its release has failed, or others that would have served
+    /// instead have fallen. Answers whether something was too late for that, so that all has to be decided anew.
+    pub(super) fn keep_needed(&mut self, snapshot: &Snapshot, leaving: &BTreeSet<String>) -> bool {
+        let mut late = false;
+        for (name, running) in self.running.iter().filter(|(name, r)| r.is_stop() && !leaving.contains(*name)) {
+            let node = snapshot.nodes.get(running.action.node()).filter(|node| node.is_ready());
+            let runs = |c: &Container| c.name == *name && c.state == ContainerState::Running;
+            if !running.point.open() || !node.is_some_and(|node| node.containers.iter().any(runs)) {
+                continue;
+            }
+            if running.point.take_back() {
+                running.cancel.cancel();
+                let (instance, node) = (running.action.instance(), running.action.node());
+                self.parts.events.tell(Kind::Note, instance, Some(node), "is needed: it stays, and drains no longer");
+            } else {
+                late = true;
+            }
+        }
+        late
     }
 
     pub(super) fn set_going(&mut self, action: Action, decided: &Decided) {
@@ -43,12 +86,8 @@ impl Loop {
         if self.running.contains_key(&name) {
             return;
         }
-        if matches!(action, Action::Stop { .. }) {
-            // Nothing counts on what is on its way out, also where it is wanted again meanwhile.
-            self.known.verified.remove(&name);
-        }
-        let cancel = self.parts.stop.child_token();
-        self.running.insert(name, (action.clone(), cancel.clone()));
+        let (cancel, point) = (self.parts.stop.child_token(), Point::default());
+        self.running.insert(name, Running { action: action.clone(), cancel: cancel.clone(), point: point.clone() });
         let hands = execute::Hands {
             config: Arc::clone(&self.parts.config),
             nodes: self.parts.nodes.clone(),
@@ -56,6 +95,7 @@ impl Loop {
             events: self.parts.events.clone(),
             turn: self.may_wait(&action, decided).then(|| self.pace.turn(action.node(), decided.ready)),
             health,
+            point,
         };
         let sender = self.sender.clone();
         tokio::spawn(async move {

@@ -1,6 +1,13 @@
 //! Does one action on the world. Each can be done twice, and be cut off anywhere.
 
-use std::{fmt::Write, sync::Arc, time::Duration};
+use std::{
+    fmt::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep};
 
@@ -34,6 +41,35 @@ pub(super) struct Hands {
     pub turn: Option<Turn>,
     /// How to tell that the instance serves; none: it is not in the plan any more.
     pub health: Option<Health>,
+    /// For a stop: whether it can be taken back.
+    pub point: Point,
+}
+
+/// The point after which a stop cannot be taken back: the instance is about to get its signal. Until then it drains, and
+/// serves as before if it is routed again. Of both sides, one comes first.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Point(Arc<AtomicU8>);
+
+impl Point {
+    const OPEN: u8 = 0;
+    const PASSED: u8 = 1;
+    const TAKEN_BACK: u8 = 2;
+
+    fn pass(&self) -> bool {
+        self.0.compare_exchange(Self::OPEN, Self::PASSED, SeqCst, SeqCst).is_ok()
+    }
+    /// Whether it gets no signal any more.
+    pub(super) fn take_back(&self) -> bool {
+        self.0.compare_exchange(Self::OPEN, Self::TAKEN_BACK, SeqCst, SeqCst).is_ok()
+    }
+    /// Whether it gets its signal, or has.
+    pub(super) fn passed(&self) -> bool {
+        self.0.load(SeqCst) == Self::PASSED
+    }
+    /// Whether nothing has come of it yet.
+    pub(super) fn open(&self) -> bool {
+        self.0.load(SeqCst) == Self::OPEN
+    }
 }
 
 /// How an action ended.
@@ -98,11 +134,16 @@ pub(super) async fn execute(hands: &Hands, action: &Action) -> Outcome {
             hands.events.tell(Kind::Begin, instance, Some(node), format!("stopping ({reason})"));
             drain(hands, name, *drain_seconds).await;
             let ended = async {
+                if !hands.point.pass() {
+                    return Ok(false);
+                }
                 engine.stop(&hands.config.cloud, id, *stop_seconds).await?;
-                engine.remove(&hands.config.cloud, id).await
+                engine.remove(&hands.config.cloud, id).await?;
+                Ok(true)
             };
             match pace::in_turn(hands.turn.as_ref(), ended).await {
-                Ok(()) => {
+                Ok(false) => Outcome::Cancelled,
+                Ok(true) => {
                     _ = hands.nodes.refresh(node).await;
                     hands.events.tell(Kind::Done, instance, Some(node), "stopped");
                     Outcome::Gone

@@ -52,7 +52,7 @@ impl Loop {
     /// Whether all that is new is more backends and applications, and more may come at once: each load costs a
     /// compilation.
     fn may_grow(&self) -> bool {
-        let coming = self.running.values().any(|(action, _)| !matches!(action, Action::Stop { .. }));
+        let coming = self.running.values().any(|running| !matches!(running.action, Action::Stop { .. }));
         let Some(applied) = self.applied.as_ref().filter(|_| coming) else { return false };
         applied.apps.iter().all(|(name, before)| {
             let Some(now) = self.known.table.apps.get(name) else { return false };

@@ -24,6 +24,7 @@ use crate::{
 };
 
 use super::{
+    acting::Running,
     balance::Balance,
     canary::Watching,
     caution,
@@ -95,7 +96,7 @@ pub(super) struct Loop {
     /// The table the gateway has not taken, and why.
     pub(super) gateway_error: Option<(Untaken, RoutingTable)>,
     pub(super) holds: BTreeMap<String, Hold>,
-    pub(super) running: BTreeMap<String, (Action, CancellationToken)>,
+    pub(super) running: BTreeMap<String, Running>,
     /// Containers that stay and passed the health check of the release on its way.
     pub(super) passed: BTreeMap<String, Answered>,
     /// Why the release on its way has failed.
@@ -260,9 +261,13 @@ impl Loop {
         let freeze_share = self.parts.config.healing.freeze_share;
         let frozen = self.unsure.look(&snapshot, self.started.elapsed(), freeze_share);
         self.look_after(&snapshot, now, frozen.is_some());
+        self.forget_signalled();
         let mut decided = self.decide(&snapshot, now, frozen.is_some());
-        // What is wanted changes with the phase of a rollout: it is decided anew.
-        while self.advance(&decided, &snapshot, frozen.is_some()) {
+        // What is wanted changes with the phase of a rollout, and with what is too late to stay: it is decided anew.
+        while self.advance(&decided, &snapshot, frozen.is_some())
+            || self.keep_needed(&snapshot, &decided.decision.leaving)
+        {
+            self.forget_signalled();
             decided = self.decide(&snapshot, now, frozen.is_some());
         }
         let staged = decided.stage.as_ref().map(|(_, stage)| stage.names()).unwrap_or_default();

@@ -80,6 +80,20 @@ pub struct Loaded {
     pub label_of: Option<String>,
 }
 
+/// A line of what varnishd says it has loaded.
+#[derive(Deserialize)]
+struct Entry {
+    name: String,
+    status: String,
+    state: String,
+    label: Option<Label>,
+}
+
+#[derive(Deserialize)]
+struct Label {
+    name: String,
+}
+
 /// What the administrator says of a backend's health, above its probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
@@ -138,33 +152,31 @@ impl Varnish {
 
     /// What is loaded.
     pub async fn list(&self) -> Result<Vec<Loaded>, VarnishError> {
-        #[derive(Deserialize)]
-        struct Entry {
-            name: String,
-            status: String,
-            state: String,
-            label: Option<Label>,
-        }
-        #[derive(Deserialize)]
-        struct Label {
-            name: String,
-        }
-        let command = "vcl.list -j";
-        let values = parse::<Vec<serde_json::Value>>(command, &self.admin(["vcl.list", "-j"]).await?)?;
-        // The answer begins with a version, the command and a time.
-        let entries = values.into_iter().skip(3).map(|value| {
-            let entry: Entry = serde_json::from_value(value)?;
-            Ok((entry.status != "discarded").then(|| Loaded {
+        let loaded = |entry: Entry| {
+            (entry.status != "discarded").then(|| Loaded {
                 name: entry.name,
                 active: entry.status == "active",
                 cold: entry.state == "cold",
                 label_of: entry.label.map(|l| l.name),
-            }))
-        });
-        entries
-            .filter_map(Result::transpose)
-            .collect::<Result<_, _>>()
-            .map_err(|source| VarnishError::Answer { command: command.to_owned(), source })
+            })
+        };
+        Ok(self.entries().await?.into_iter().filter_map(loaded).collect())
+    }
+
+    /// Whether something that was discarded is in use still: it is forgotten, with its backends, when it is not.
+    ///
+    /// # Errors
+    /// As [`Varnish::list`].
+    pub async fn forgets(&self) -> Result<bool, VarnishError> {
+        Ok(self.entries().await?.iter().any(|entry| entry.status == "discarded"))
+    }
+
+    async fn entries(&self) -> Result<Vec<Entry>, VarnishError> {
+        let command = "vcl.list -j";
+        let values = parse::<Vec<serde_json::Value>>(command, &self.admin(["vcl.list", "-j"]).await?)?;
+        // The answer begins with a version, the command and a time.
+        let entries = values.into_iter().skip(3).map(serde_json::from_value);
+        entries.collect::<Result<_, _>>().map_err(|source| VarnishError::Answer { command: command.to_owned(), source })
     }
 
     /// Compiles and loads a file, which varnishd's compiler must be able to read.

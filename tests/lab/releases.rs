@@ -101,6 +101,43 @@ fn one_bad_application_keeps_all_of_them_as_they_were() {
 }
 
 #[test]
+fn what_drains_serves_on_where_it_is_needed_after_all() {
+    let lab = lab();
+    let plan = |turn: &str| {
+        format!(
+            "[apps.pair]\nimage = \"hello:v1\"\nnodes = [\"node1\", \"node2\"]\npublish = 5070\n\
+             drain_timeout = \"20s\"\nenvironment = {{ TURN = \"{turn}\" }}\n"
+        )
+    };
+    lab.deploy(&plan("1")).ok();
+    let at = |node: &str| lab.instances().into_iter().find(|i| i.app == "pair" && i.node == node).unwrap();
+    let (first, second) = (at("node1").container, at("node2").container);
+    // Requests of eight seconds keep each of them draining for as long.
+    let varnish = lab.varnish();
+    let asked: Vec<_> = (0..4)
+        .map(|_| thread::spawn(move || request(varnish, "GET /pair/slow?ms=8000 HTTP/1.1").map_or(0, |a| a.status)))
+        .collect();
+    thread::sleep(Duration::from_millis(300));
+    let file = written(&plan("2"));
+    let mut deploy = matrix();
+    deploy.args(["deploy", "--manager"]).arg(lab.socket()).arg(file.path());
+    let mut deploy = deploy.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the first one drains", 10, || lab.log("matrix").contains("stopping (its successor needs its port)"));
+    // The other one falls.
+    lab.on("node2", &["docker", "kill", &second]).ok();
+    let fallen = Instant::now();
+    eventually("somebody serves", 5, || version(lab, "pair") == "v1");
+    assert!(fallen.elapsed() < Duration::from_secs(3), "before its requests have ended: {:?}", fallen.elapsed());
+    assert!(lab.containers("node1").contains_key(&first), "it was not stopped");
+    assert!(lab.log("matrix").contains("is needed: it stays"), "{}", lab.log("matrix"));
+    // What it was about is not forgotten.
+    assert!(deploy.wait().unwrap().success(), "the release goes on");
+    assert!(asked.into_iter().filter_map(|asked| asked.join().ok()).filter(|status| *status == 200).count() >= 2);
+    let left = lab.containers_of("pair", &NODES);
+    assert!(left.len() == 2 && !left.contains(&first) && !left.contains(&second), "{left:?}");
+}
+
+#[test]
 fn an_application_that_begins_to_fail_takes_its_release_back() {
     let lab = lab();
     let plan = |tag: &str, more: &str| {

@@ -1,15 +1,17 @@
 //! What varnishd loads, labels, uses and forgets, in which order: at any moment what runs is whole.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::Path,
     sync::PoisonError,
     time::{Duration, Instant},
 };
 
+use tokio::time::timeout;
+
 use super::{
-    Applied, GatewayError, Inner,
+    Applied, GatewayError, Inner, LOOK,
     generation::{Generation, labels, second_in, stands_for},
 };
 use crate::{
@@ -23,6 +25,10 @@ use crate::{
 
 /// How long what was compiled ahead waits for a table that wants it.
 const PREPARED: Duration = Duration::from_secs(20);
+/// After so long, varnishd does not say anything since it waits for somebody.
+const SILENT: Duration = Duration::from_secs(2);
+/// So long after nobody holds it any more, a backend is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(90);
 
 impl Inner {
     pub(super) async fn prepare(&self, table: &RoutingTable) {
@@ -221,6 +227,36 @@ impl Inner {
         }
     }
 
+    /// A worker of varnishd holds what it used last until it works again, so backends are forgotten at any time later; and
+    /// then varnishd says nothing more, and is ended by its own supervisor a minute later.
+    pub(super) async fn end_left(&self) {
+        let Some(varnish) = &self.varnish else { return };
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let left: BTreeMap<_, _> = self.left.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if left.is_empty() {
+                continue;
+            }
+            match timeout(SILENT, varnish.forgets()).await {
+                Ok(Ok(true) | Err(VarnishError::Down { .. })) => {}
+                Ok(Ok(false)) => {
+                    let forgotten = |since: &Instant| since.elapsed() > FORGOTTEN;
+                    let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.retain(|backend, since| !left.contains_key(backend) || !forgotten(since));
+                }
+                Ok(Err(_)) | Err(_) => end_each(&left.into_keys().collect()).await,
+            }
+        }
+    }
+
+    /// Remembers where nothing is served from any more.
+    pub(super) fn leave(&self, left: &BTreeSet<(IpAddr, Port)>, table: &RoutingTable) {
+        let used = backends(table);
+        let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|backend, _| !used.contains(backend));
+        all.extend(left.iter().map(|backend| (*backend, Instant::now())));
+    }
+
     /// A table that was expected and never came leaves nothing behind.
     pub(super) async fn forget_prepared(&self, varnish: &Varnish, generation: &Generation) {
         {
@@ -237,20 +273,25 @@ impl Inner {
 
 /// Where nothing is served from any more.
 pub(super) fn left(before: &RoutingTable, now: &RoutingTable) -> BTreeSet<(IpAddr, Port)> {
-    let all = |table: &RoutingTable| -> BTreeSet<_> {
-        table.apps.values().flat_map(|app| app.backends.values()).map(|b| (b.address, b.port)).collect()
-    };
-    all(before).difference(&all(now)).copied().collect()
+    backends(before).difference(&backends(now)).copied().collect()
+}
+
+fn backends(table: &RoutingTable) -> BTreeSet<(IpAddr, Port)> {
+    table.apps.values().flat_map(|app| app.backends.values()).map(|b| (b.address, b.port)).collect()
 }
 
 /// While varnishd forgets these backends: it closes a connection in its pool and waits for the other side to do so too.
 pub(super) async fn end_shut(left: BTreeSet<(IpAddr, Port)>) {
-    for pause in [300, 700, 2000, 7000, 20_000] {
+    for pause in [300, 700, 2000] {
         tokio::time::sleep(Duration::from_millis(pause)).await;
-        for (address, port) in &left {
-            if let Err(error) = connections::end_shut(*address, port.get()).await {
-                tracing::debug!(%address, %port, %error, "connections that were shut stay until the other side ends them");
-            }
+        end_each(&left).await;
+    }
+}
+
+async fn end_each(left: &BTreeSet<(IpAddr, Port)>) {
+    for (address, port) in left {
+        if let Err(error) = connections::end_shut(*address, port.get()).await {
+            tracing::debug!(%address, %port, %error, "connections that were shut stay until the other side ends them");
         }
     }
 }

@@ -10,6 +10,7 @@ mod load;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -26,7 +27,7 @@ use self::{
 };
 use super::config::Config;
 use crate::{
-    model::Timestamp,
+    model::{Port, Timestamp},
     remote::varnish::{Health, Varnish, VarnishError},
     routing::{
         RoutingTable,
@@ -62,6 +63,8 @@ struct Inner {
     sick: Mutex<BTreeSet<String>>,
     /// What probes say.
     probes: health::Probes,
+    /// Where nothing is served from any more, and since when; until varnishd has forgotten them.
+    left: Mutex<BTreeMap<(IpAddr, Port), Instant>>,
     /// The last count of requests in flight, and when it began.
     counts: tokio::sync::Mutex<Option<(Instant, BTreeMap<String, u64>)>>,
 }
@@ -137,14 +140,15 @@ impl Gateway {
                 preparing: Mutex::default(),
                 sick: Mutex::default(),
                 probes: health::Probes::default(),
+                left: Mutex::default(),
                 counts: tokio::sync::Mutex::default(),
             }),
         };
         if gateway.inner.varnish.is_some() {
             let inner = Arc::clone(&gateway.inner);
             tokio::spawn(async move {
-                let both = async { tokio::join!(inner.supervise(), inner.follow_probes()) };
-                stop.run_until_cancelled(both).await
+                let all = async { tokio::join!(inner.supervise(), inner.follow_probes(), inner.end_left()) };
+                stop.run_until_cancelled(all).await
             });
         }
         gateway
@@ -233,6 +237,7 @@ impl Inner {
             _ = varnish.set_health(&format!("{}*.*", vcl::PREFIX), Health::Auto).await;
         }
         let left = wanted.as_deref().map(|before| left(&before.table, table)).unwrap_or_default();
+        self.leave(&left, table);
         let ending = (!left.is_empty()).then(|| tokio::spawn(end_shut(left)));
         let result = self.install(varnish, &generation).await;
         if let (Err(_), Some(ending)) = (&result, ending) {
