@@ -66,7 +66,10 @@ fn soon(seconds: u64, mut wrong: impl FnMut() -> Option<String>) -> Option<Strin
 pub fn well(cloud: &Cloud, seconds: u64) -> Option<String> {
     soon(seconds, || {
         let status = status(&cloud.lab.socket());
-        if status.as_ref().is_some_and(whole) {
+        // A disk that was emptied is looked at again within seconds.
+        let full = |node: &serde_json::Value| node["disk_full"] == true;
+        let roomy = |status: &serde_json::Value| !status["nodes"].as_object().is_some_and(|all| all.values().any(full));
+        if status.as_ref().is_some_and(|status| whole(status) && roomy(status)) {
             return None;
         }
         let Some(status) = status else { return Some("the manager does not answer".to_owned()) };

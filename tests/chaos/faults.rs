@@ -52,6 +52,8 @@ pub struct Cost {
     pub because: &'static str,
 }
 
+/// A replacement at a fixed port: what is in flight ends, the old one stops, the new one starts and answers.
+pub const REPLACED: Duration = Duration::from_secs(6);
 const NOTHING: Cost = Cost { any: Duration::ZERO, posts: Duration::ZERO, sockets: false, because: "" };
 
 fn posts(seconds: u64, because: &'static str) -> Cost {
@@ -161,6 +163,21 @@ impl Fault {
             | Self::ClockAhead
             | Self::ClockBehind => NOTHING,
         }
+    }
+
+    /// Whether instances are gone by it.
+    pub fn takes_instances(self) -> bool {
+        matches!(
+            self,
+            Self::InstanceKilled
+                | Self::ProcessKilled
+                | Self::InstanceFrozen
+                | Self::EngineRestarted
+                | Self::EngineKilled
+                | Self::LinkCut
+                | Self::NodeOff
+                | Self::NodeReset
+        )
     }
 
     /// Whether a release that goes out meanwhile may fail by it, naming it.

@@ -175,7 +175,7 @@ impl Run {
         }
         thread::sleep(Duration::from_millis(500));
         let report = load.stop();
-        wrong.extend(self.accounted(&report, &events, &watch, &flow.read()));
+        wrong.extend(self.accounted(&report, &events, &watch, &flow.read(), &plan));
         drop(watch);
         wrong.extend(checks::all(&self.cloud, &plan));
         self.tally.rounds += 1;
@@ -269,6 +269,7 @@ impl Run {
         events: &[Event],
         watch: &Watch,
         fates: &BTreeMap<String, Fate>,
+        plan: &Plan,
     ) -> Vec<String> {
         let ledger = Ledger::read(&self.cloud);
         let mut wrong = Vec::new();
@@ -285,13 +286,21 @@ impl Run {
                 events.iter().rposition(covers)
             };
             let post = || costs(|cost| cost.posts).filter(|_| asked.kind == Kind::Post);
-            let by = costs(|cost| cost.any).or_else(post);
+            // One of two gives its fixed port to its successor, the fault takes the other: nobody is left.
+            let app = plan.apps.iter().find(|app| *path == format!("/{}/", app.name));
+            let alone = app.is_some_and(|app| app.publish.is_some() && app.count() <= 2);
+            let both = || {
+                let takes = |event: &Event| event.with_release && event.fault.takes_instances();
+                events.iter().rposition(|event| takes(event) && within(asked, event, faults::REPLACED))
+            };
+            let by = costs(|cost| cost.any).or_else(post).or_else(|| both().filter(|_| alone));
             match by {
                 Some(event) => lost[event] += 1,
                 None => wrong.push(format!("lost at {due:.3} s: {:?} {path}: {}", asked.kind, asked.why())),
             }
             if let Some(id) = &asked.id {
-                let any = by.is_some_and(|at| within(asked, &events[at], events[at].fault.cost(events[at].held).any));
+                let any = both().is_some_and(|_| alone)
+                    || by.is_some_and(|at| within(asked, &events[at], events[at].fault.cost(events[at].held).any));
                 let flowed = fates.get(id).is_some_and(|fate| fate.flowed);
                 let fate = match (by, ledger.done(id), ledger.begun(id)) {
                     (None, ..) => "nobody knows why",

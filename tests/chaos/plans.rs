@@ -13,7 +13,7 @@ pub struct App {
     pub name: &'static str,
     tag: &'static str,
     place: Place,
-    publish: Option<u16>,
+    pub publish: Option<u16>,
     /// How a release replaces it; nothing: as it is where the plan does not say.
     update: String,
     turn: u64,

@@ -34,6 +34,8 @@ const BEAT_FOR_EACH: Duration = Duration::from_millis(2);
 const AFTERMATH: Duration = Duration::from_millis(300);
 /// Between two looks at the disk and the engine's own figures.
 const FIGURES: Duration = Duration::from_secs(30);
+/// The same of a node whose disk is full: who has made room wants to deploy.
+const FULL: Duration = Duration::from_secs(5);
 /// A candidate whose key was read, or a clone, is looked at again.
 const AGAIN: Duration = Duration::from_secs(30);
 /// Misses closer together than this count as one: an sshd or engine that restarts refuses many times a second.
@@ -388,7 +390,8 @@ async fn follow_figures(nodes: &Nodes, name: &NodeName, session: &Session, engin
                 });
             }
         }
-        sleep(FIGURES).await;
+        let full = nodes.snapshot().nodes.get(name).is_some_and(|node| node.disk_full);
+        sleep(if full { FULL } else { FIGURES }).await;
     }
 }
 
