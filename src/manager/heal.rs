@@ -21,6 +21,8 @@ pub(super) struct Facts {
     pub node: NodeName,
     /// The engine's id of its container, which runs.
     pub id: String,
+    /// Since when its node answers.
+    pub ready_since: Timestamp,
     /// Since when the gateway's probe calls it sick.
     pub unhealthy_since: Option<Timestamp>,
     /// Whether the plan leaves its node open.
@@ -123,7 +125,9 @@ impl History {
 
     /// What is wrong with it, and whether it hangs.
     fn why(&self, id: &InstanceId, facts: &Facts, now: Timestamp) -> Option<(String, bool)> {
-        if let Some(since) = facts.unhealthy_since.filter(|since| now.duration_since(*since) >= span(UNHEALTHY_FOR)) {
+        // While its node was away nothing could answer; it has as much time as any other to get well.
+        let since = facts.unhealthy_since.map(|since| since.max(facts.ready_since));
+        if let Some(since) = since.filter(|since| now.duration_since(*since) >= span(UNHEALTHY_FOR)) {
             let seconds = now.duration_since(since).as_secs();
             return Some((format!("the gateway's probe has had no good answer for {seconds} s"), true));
         }
@@ -174,7 +178,8 @@ mod tests {
     }
 
     fn facts(on: &str, unhealthy_since: Option<i64>, replica: bool) -> Facts {
-        Facts { node: node(on), id: format!("id-{on}"), unhealthy_since: unhealthy_since.map(at), replica }
+        let (id, ready_since) = (format!("id-{on}"), Timestamp::UNIX_EPOCH);
+        Facts { node: node(on), id, ready_since, unhealthy_since: unhealthy_since.map(at), replica }
     }
 
     fn words(steps: &[Step]) -> Vec<String> {
@@ -225,6 +230,16 @@ mod tests {
                 assert_eq!(words(&steps).join(", "), step, "{what}, at {second}");
             }
         }
+    }
+
+    #[test]
+    fn what_was_away_with_its_node_has_its_time_to_get_well() {
+        let mut history = History::default();
+        let sick = |ready| Facts { ready_since: at(ready), ..facts("node1", Some(0), false) };
+        let mut at_second = |second| words(&history.decide(&BTreeMap::from([(id("web.1"), sick(100))]), at(second)));
+        assert_eq!(at_second(101), [""; 0]);
+        assert_eq!(at_second(159), [""; 0]);
+        assert_eq!(at_second(160), ["web.1 again on node1"]);
     }
 
     #[test]

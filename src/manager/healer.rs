@@ -129,7 +129,8 @@ impl Healer {
     fn decide(&self, memory: &mut Memory) {
         let overview = self.overview.borrow().clone();
         // Whoever is unsure moves nothing; a release on its way has its own judgement.
-        if overview.progress.frozen.is_some() || overview.progress.rollout.is_some() {
+        let blind = self.gateway.as_ref().is_some_and(|gateway| !gateway.hears());
+        if blind || overview.progress.frozen.is_some() || overview.progress.rollout.is_some() {
             return;
         }
         let snapshot = self.nodes.snapshot();
@@ -197,6 +198,7 @@ fn facts(
         let facts = Facts {
             node: node.name.clone(),
             id: container.id.clone(),
+            ready_since: node.since,
             unhealthy_since: unhealthy.get(&name).copied().filter(|_| container.state == ContainerState::Running),
             replica: matches!(app.placement, Placement::Replicas { .. }),
         };

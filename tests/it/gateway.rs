@@ -576,6 +576,36 @@ async fn whom_probes_call_sick_is_told_and_overrules_end_with_their_manager() {
     assert_eq!(edge.get("/shop"), (200, "a".to_owned()));
 }
 
+/// It says nothing while it waits for a backend's end; nobody must go by what it said before any longer than that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_varnishd_that_was_silent_is_asked_right_after() {
+    let edge = Edge::start();
+    let (a, status) = (server("a"), Arc::new(AtomicU32::new(200)));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, says) = (listener.local_addr().unwrap().port(), Arc::clone(&status));
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            _ = stream.read(&mut [0; 4096]);
+            let status = says.load(Ordering::Relaxed);
+            _ = write!(stream, "HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let gateway = Gateway::start(&edge.config(), CancellationToken::new());
+    gateway.apply(&table([app("shop", &[a.port, port])])).await.unwrap();
+    let mut unhealthy = gateway.unhealthy();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(unhealthy.borrow().is_empty());
+    let command_line = edge.child.as_ref().unwrap().id().to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &command_line]).status().unwrap().success());
+    signal("-STOP");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    status.store(500, Ordering::Relaxed);
+    signal("-CONT");
+    let sick = tokio::time::timeout(Duration::from_secs(15), unhealthy.wait_for(|sick| !sick.is_empty())).await;
+    let names: Vec<_> = sick.unwrap().unwrap().keys().cloned().collect();
+    assert_eq!(names, [format!("shop-2-{port}")]);
+}
+
 #[test]
 fn the_tools_are_there() {
     for tool in ["/usr/sbin/varnishd", "/usr/bin/varnishadm", "/usr/bin/varnishtest"] {

@@ -166,9 +166,9 @@ impl Drop for Lab {
         }
         if std::thread::panicking() {
             let log = self.log("matrix");
-            let last: Vec<_> = log.lines().rev().take(30).collect();
+            let last: Vec<_> = log.lines().rev().take(60).collect();
             let last: Vec<_> = last.into_iter().rev().collect();
-            _ = writeln!(std::io::stderr(), "the manager's last words:\n{}", last.join("\n"));
+            eprintln!("the manager's last words:\n{}", last.join("\n"));
         }
         let ran = self.lab(&["down"]);
         if !std::thread::panicking() {

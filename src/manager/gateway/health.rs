@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::sync::watch;
@@ -22,8 +22,9 @@ use crate::{
 const ASK: Duration = Duration::from_secs(1);
 /// How often while a backend is sick or has missed a probe.
 const ASK_SOON: Duration = Duration::from_millis(400);
-/// Asking may take this part of the time: with thousands of backends its answer is megabytes.
-const SHARE: u32 = 20;
+/// So much longer for each backend: of twenty thousand, the answer is megabytes. Not by how long the last answer took:
+/// who compiles or forgets says nothing meanwhile, and must be asked again right after.
+const ASK_FOR_EACH: Duration = Duration::from_micros(100);
 
 /// A backend as the gateway sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +63,11 @@ impl Gateway {
         self.inner.probes.unhealthy.subscribe()
     }
 
+    /// Whether varnishd answered when it was asked last: else what is known of probes is old.
+    pub fn hears(&self) -> bool {
+        self.inner.varnish.is_none() || self.inner.probes.known.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
     /// The backends at an address.
     pub fn sees(&self, address: IpAddr) -> Vec<Sight> {
         let probes = &self.inner.probes;
@@ -84,13 +90,14 @@ impl Inner {
     pub(super) async fn follow_probes(&self) {
         let Some(varnish) = &self.varnish else { return };
         loop {
-            let begun = Instant::now();
-            let uneasy = match self.probes.running() {
-                Some(generation) => self.ask_probes(varnish, &generation).await,
-                None => false,
-            };
+            let (mut uneasy, mut backends) = (false, 0);
+            if let Some(generation) = self.probes.running() {
+                uneasy = self.ask_probes(varnish, &generation).await;
+                backends = generation.table.apps.values().map(|app| app.backends.len()).sum();
+            }
             let pause = if uneasy { ASK_SOON } else { ASK };
-            tokio::time::sleep(pause.max(begun.elapsed() * SHARE)).await;
+            let longer = ASK_FOR_EACH.saturating_mul(u32::try_from(backends).unwrap_or(u32::MAX));
+            tokio::time::sleep(pause.max(longer)).await;
         }
     }
 
