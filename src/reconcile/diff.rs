@@ -176,7 +176,8 @@ impl<'a> Board<'a> {
 
     /// Instances on nodes that do not answer just now, and still get requests.
     fn serves_unseen(&self) -> BTreeSet<&'a InstanceId> {
-        let all = our_containers(self.world.snapshot, self.world.cloud).filter(|(node, _, _)| !node.is_ready());
+        let silent = |node: &Node| !node.is_ready() && may_come_back_soon(node);
+        let all = our_containers(self.world.snapshot, self.world.cloud).filter(|(node, _, _)| silent(node));
         let serving = all.filter(|(_, c, _)| self.serves(c) && self.serving.contains(c.name.as_str()));
         serving.map(|(_, _, ours)| &ours.instance).collect()
     }
@@ -252,13 +253,14 @@ impl<'a> Board<'a> {
             decision.waiting.push((id.clone(), hold.why.clone()));
             return;
         }
-        if there.is_none() && !self.is_staged(&container.name) && !self.may_step(id, decision) {
+        // One that is there and has ended may have lost its port to another one meanwhile.
+        let occupant = self.occupant_of(assignment, container).filter(|_| reason != Reason::NotVerified);
+        let replaces = there.is_none() || occupant.is_some();
+        if replaces && !self.is_staged(&container.name) && !self.may_step(id, decision) {
             decision.waiting.push((id.clone(), "its turn comes".to_owned()));
             return;
         }
-        if there.is_none()
-            && let Some((_, occupant)) = self.occupant_of(assignment, container)
-        {
+        if let Some((_, occupant)) = occupant {
             if !self.is_staged(&container.name) && self.must_give_way(occupant, id) {
                 decision.leaving.insert(occupant.name.clone());
             }
@@ -295,8 +297,12 @@ impl<'a> Board<'a> {
                     return true;
                 }
                 let open = of_app().filter(|other| !self.in_place(&self.wanted[*other]) && old(other).next().is_some());
+                let mut open: Vec<_> = open.collect();
+                // Whose turn it is at a fixed port could not step otherwise; then what serves nobody.
+                let turn = self.turn.get(&id.app);
+                open.sort_by_key(|other| (turn != Some(*other), old(other).any(|c| self.serves(c))));
                 let batch = usize::try_from(app.update.batch).unwrap_or(usize::MAX);
-                !self.world.resting.contains(&id.app) && open.take(batch).any(|other| *other == id)
+                !self.world.resting.contains(&id.app) && open.into_iter().take(batch).any(|other| *other == id)
             }
         }
     }
@@ -329,8 +335,11 @@ impl<'a> Board<'a> {
     fn must_give_way(&self, occupant: &Container, id: &InstanceId) -> bool {
         let Some(ours) = &occupant.ours else { return false };
         let app = &ours.instance.app;
+        if *app == id.app && self.turn.get(app).is_none_or(|turn| *turn != id) {
+            return false;
+        }
         if ours.instance == *id {
-            return self.turn.get(app).is_some_and(|turn| *turn == id);
+            return true;
         }
         // Another instance's: while a successor of it can come up elsewhere, it leaves in its own time.
         let comes_up = |(other, container): (&&InstanceId, &ContainerSpec)| {
@@ -341,7 +350,7 @@ impl<'a> Board<'a> {
                     .world
                     .assignments
                     .get(*other)
-                    .is_some_and(|a| self.world.snapshot.nodes.get(&a.node).is_some_and(Node::is_ready))
+                    .is_some_and(|a| self.world.snapshot.nodes.get(&a.node).is_some_and(may_come_back_soon))
         };
         !self.wanted.iter().any(comes_up)
     }
