@@ -109,9 +109,14 @@ impl Loop {
 
     /// While others serve, a release takes its time, and so does whatever only has to go. Healing does not.
     fn may_wait(&self, action: &Action, decided: &Decided) -> bool {
-        let serves = |table: &RoutingTable| table.apps.values().any(|app| !app.backends.is_empty());
         let urgent = !matches!(action, Action::Stop { .. }) && decided.stage.is_none();
-        !urgent && self.applied.as_ref().is_some_and(serves)
+        !urgent && self.serves()
+    }
+
+    /// Whether requests are routed to anybody.
+    pub(super) fn serves(&self) -> bool {
+        let serves = |table: &RoutingTable| table.apps.values().any(|app| !app.backends.is_empty());
+        self.applied.as_ref().is_some_and(serves)
     }
 
     pub(super) fn ended(&mut self, action: &Action, again: bool, outcome: Outcome) {

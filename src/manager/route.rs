@@ -38,6 +38,7 @@ impl Loop {
         }
         self.growing = None;
         self.applying = true;
+        self.pace.routes_change(true);
         let (gateway, table, sender) = (gateway.clone(), table.clone(), self.sender.clone());
         tokio::spawn(async move {
             let untaken = |error: GatewayError| {

@@ -214,6 +214,7 @@ impl Loop {
             }
             Message::Applied { table, result } => {
                 self.applying = false;
+                self.pace.routes_change(false);
                 match result {
                     Ok(()) => {
                         self.applied = Some(*table);
@@ -299,7 +300,8 @@ impl Loop {
                 _ => routes_of(&table),
             };
             let planned = routes::planned(next);
-            tokio::spawn(async move { gateway.prepare(&planned).await });
+            let turn = self.serves().then(|| self.pace.turn_of_none(decided.ready));
+            tokio::spawn(async move { gateway.prepare_in_turn(&planned, turn.as_ref()).await });
         }
         self.known.table = table;
         self.remember();

@@ -44,17 +44,26 @@ impl Edge {
     }
     /// Starts varnishd without any VCL.
     fn boot(&mut self) {
-        let child = Command::new("/usr/sbin/varnishd")
-            .args(["-F", "-f", "", "-n"])
-            .arg(self.workdir())
-            .args(["-a", &format!("127.0.0.1:{}", self.port)])
-            .args(matrix::routing::vcl::varnishd_parameters())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let spawn = |edge: &Self| {
+            Command::new("/usr/sbin/varnishd")
+                .args(["-F", "-f", "", "-n"])
+                .arg(edge.workdir())
+                .args(["-a", &format!("127.0.0.1:{}", edge.port)])
+                .args(matrix::routing::vcl::varnishd_parameters())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap()
+        };
+        let mut child = spawn(self);
+        until("varnishd is up", || {
+            // The child of one that was killed may hold the port for a moment longer.
+            if child.try_wait().unwrap().is_some() {
+                child = spawn(self);
+            }
+            self.admin(&["ping"]).is_some()
+        });
         self.child = Some(child);
-        until("varnishd is up", || self.admin(&["ping"]).is_some());
     }
     fn kill(&mut self) {
         let mut child = self.child.take().unwrap();
@@ -546,6 +555,67 @@ async fn a_backend_is_taken_out_without_a_load() {
     gateway.set_health(&container, false).await.unwrap();
     assert!((0..6).any(|_| edge.get("/shop").1 == "a"));
     gateway.set_health("nobody-1", true).await.unwrap();
+}
+
+/// What drains leaves the turn with a word: while requests are served, VCL is compiled as seldom as it can be.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_the_table_is_out_without_a_load_and_stays_out() {
+    let mut edge = Edge::start();
+    let (a, b) = (server("a"), server("b"));
+    let stop = CancellationToken::new();
+    let gateway = Gateway::start(&edge.config(), stop.clone());
+    let both = table([app("shop", &[a.port, b.port])]);
+    let container = format!("shop-1-{}", a.port);
+    let mut one = both.clone();
+    one.apps.values_mut().for_each(|app| _ = app.backends.remove(&container));
+    let turns = |edge: &Edge| -> Vec<_> { (0..6).map(|_| edge.get("/shop").1).collect() };
+    let only_b = vec!["b"; 6];
+
+    gateway.apply(&both).await.unwrap();
+    let loaded = edge.ours();
+    assert_eq!(gateway.apply(&one).await.unwrap(), Applied::default());
+    assert_eq!(turns(&edge), only_b);
+    assert_eq!(gateway.state().borrow().active.as_deref(), Some(&one));
+    // Whoever calls it well does not bring it back.
+    gateway.set_health(&container, false).await.unwrap();
+    assert_eq!(turns(&edge), only_b);
+
+    // It is needed after all.
+    assert_eq!(gateway.apply(&both).await.unwrap(), Applied::default());
+    assert!(turns(&edge).contains(&"a".to_owned()));
+    assert_eq!(edge.ours(), loaded);
+
+    // A varnishd that comes back empty does not get it again.
+    gateway.apply(&one).await.unwrap();
+    edge.kill();
+    edge.boot();
+    until("it serves again", || edge.get("/shop").0 == 200);
+    assert_eq!(turns(&edge), only_b);
+
+    // The last one that serves has VCL of its own: its page says that nobody does.
+    let mut none = one.clone();
+    none.apps.values_mut().for_each(|app| app.backends.clear());
+    assert_eq!(gateway.apply(&none).await.unwrap().loaded.len(), 1);
+    assert_eq!(edge.get("/shop").0, 503);
+    gateway.apply(&both).await.unwrap();
+
+    // Another manager knows nothing of it, and neither takes it back nor leaves it behind.
+    gateway.apply(&one).await.unwrap();
+    stop.cancel();
+    let later = Gateway::start(&edge.config(), CancellationToken::new());
+    assert_eq!(later.apply(&one).await.unwrap().loaded.len(), 1);
+    assert_eq!(turns(&edge), only_b);
+    later.apply(&both).await.unwrap();
+    assert!(turns(&edge).contains(&"a".to_owned()));
+
+    // When nothing else brings other VCL, it is forgotten all the same.
+    later.apply(&one).await.unwrap();
+    let id = matrix::routing::vcl::backend_id(&container);
+    let names = |edge: &Edge| edge.admin(&["backend.list", "matrix_*.*"]).unwrap().contains(&id);
+    assert!(names(&edge));
+    until("VCL without it", || !names(&edge));
+    assert_eq!(turns(&edge), only_b);
+    assert_eq!(edge.ours().len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,10 +15,11 @@ use super::{
     generation::{Generation, labels, second_in, stands_for},
 };
 use crate::{
+    manager::pace::{self, Turn},
     model::{AppName, Port},
     remote::{
         connections,
-        varnish::{Health, Varnish, VarnishError},
+        varnish::{Varnish, VarnishError},
     },
     routing::{RoutingTable, vcl},
 };
@@ -31,7 +32,7 @@ const SILENT: Duration = Duration::from_secs(2);
 const FORGOTTEN: Duration = Duration::from_secs(90);
 
 impl Inner {
-    pub(super) async fn prepare(&self, table: &RoutingTable) {
+    pub(super) async fn prepare(&self, table: &RoutingTable, turn: Option<&Turn>) {
         let Some(varnish) = &self.varnish else { return };
         let next = {
             let wanted = self.wanted.lock().await;
@@ -40,16 +41,25 @@ impl Inner {
         let Ok(generation) = next else { return };
         *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = generation.names();
         *self.preparing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        for (name, text) in generation.apps.values() {
-            // One at a time: what has to run now goes first.
-            let _one = self.wanted.lock().await;
-            let Ok(loaded) = varnish.list().await else { return };
-            let path = self.folder.join(format!("{name}.vcl"));
-            if !loaded.iter().any(|l| l.name == *name) && write(&path, text).is_ok() {
-                _ = varnish.load_cold(name, &path).await;
+        let Ok(loaded) = varnish.list().await else { return };
+        for (name, text) in generation.apps.values().filter(|(name, _)| !loaded.iter().any(|l| l.name == *name)) {
+            if !pace::in_turn(turn, self.prepare_app(varnish, name, text)).await {
+                return;
             }
         }
         _ = self.prepare_root(varnish, &generation).await;
+    }
+
+    /// Whether varnishd can be asked for the next one.
+    async fn prepare_app(&self, varnish: &Varnish, name: &str, text: &str) -> bool {
+        // One at a time: what has to run now goes first.
+        let _one = self.wanted.lock().await;
+        let Ok(loaded) = varnish.list().await else { return false };
+        let path = self.folder.join(format!("{name}.vcl"));
+        if !loaded.iter().any(|l| l.name == name) && write(&path, text).is_ok() {
+            _ = varnish.load_cold(name, &path).await;
+        }
+        true
     }
 
     /// The root names labels, which have to be there: new ones stand for nothing until the table is applied.
@@ -90,7 +100,7 @@ impl Inner {
             // What an earlier manager has left says which labels are in use.
             None => loaded.iter().find(|l| l.active).map(|root| self.second_of(&root.name, table)).unwrap_or_default(),
         };
-        Ok(Generation::of(table, &second)?.in_one_step(before.map(|before| &*before.table), &loaded)?)
+        Ok(Generation::of(table, &second)?.keeping(before).in_one_step(before, &loaded)?)
     }
 
     fn second_of(&self, root: &str, table: &RoutingTable) -> BTreeSet<AppName> {
@@ -113,7 +123,7 @@ impl Inner {
             varnish.warm(&cold.name).await?;
             fresh.push(cold.name.clone());
         }
-        self.tell_sick(varnish, generation, &fresh).await;
+        self.tell_overruled(varnish, generation, &fresh).await;
         let moved: Vec<_> = generation
             .apps
             .iter()
@@ -144,6 +154,8 @@ impl Inner {
         }
         if !varnish.running().await? {
             varnish.start().await?;
+            // Before, nobody was there to be told.
+            self.tell_overruled(varnish, generation, &fresh).await;
         }
         applied.discarded = self.tidy(varnish, &generation.names()).await?;
         Ok(applied)
@@ -173,17 +185,6 @@ impl Inner {
                     }
                     error => Err(error.into()),
                 }
-            }
-        }
-    }
-
-    /// Overrules are lost with the VCL they were said of.
-    async fn tell_sick(&self, varnish: &Varnish, generation: &Generation, loaded: &[String]) {
-        let sick = self.sick.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for (app, (name, _)) in generation.apps.iter().filter(|(_, (name, _))| loaded.contains(name)) {
-            let serving = generation.table.apps[app].backends.iter().filter(|(_, b)| b.serving);
-            for (container, _) in serving.filter(|(container, _)| sick.contains(*container)) {
-                _ = varnish.set_health(&format!("{name}.{}", vcl::backend_id(container)), Health::Sick).await;
             }
         }
     }
@@ -289,10 +290,9 @@ pub(super) async fn end_shut(left: BTreeSet<(IpAddr, Port)>) {
 }
 
 async fn end_each(left: &BTreeSet<(IpAddr, Port)>) {
-    for (address, port) in left {
-        if let Err(error) = connections::end_shut(*address, port.get()).await {
-            tracing::debug!(%address, %port, %error, "connections that were shut stay until the other side ends them");
-        }
+    let left: Vec<_> = left.iter().map(|(address, port)| (*address, port.get())).collect();
+    if let Err(error) = connections::end_shut(&left).await {
+        tracing::debug!(?left, %error, "connections that were shut stay until the other side ends them");
     }
 }
 

@@ -7,6 +7,7 @@
 mod generation;
 mod health;
 mod load;
+mod overrule;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,8 +25,9 @@ pub use health::Sight;
 use self::{
     generation::Generation,
     load::{end_shut, left},
+    overrule::{Out, Turned, overrule},
 };
-use super::config::Config;
+use super::{config::Config, pace::Turn};
 use crate::{
     model::{Port, Timestamp},
     remote::varnish::{Health, Varnish, VarnishError},
@@ -61,6 +63,8 @@ struct Inner {
     preparing: Mutex<Option<Instant>>,
     /// Containers whose backends are overruled as sick; every version of theirs gets told.
     sick: Mutex<BTreeSet<String>>,
+    /// What is overruled since the table lacks it, while the VCL names it.
+    out: Mutex<Out>,
     /// What probes say.
     probes: health::Probes,
     /// Where nothing is served from any more, and since when; until varnishd has forgotten them.
@@ -139,6 +143,7 @@ impl Gateway {
                 prepared: Mutex::default(),
                 preparing: Mutex::default(),
                 sick: Mutex::default(),
+                out: Mutex::default(),
                 probes: health::Probes::default(),
                 left: Mutex::default(),
                 counts: tokio::sync::Mutex::default(),
@@ -165,7 +170,12 @@ impl Gateway {
 
     /// Compiles what this table will want, while nothing runs it yet. What cannot be compiled is told when it is applied.
     pub async fn prepare(&self, table: &RoutingTable) {
-        self.inner.prepare(table).await;
+        self.inner.prepare(table, None).await;
+    }
+
+    /// The same, each application's when it is its turn.
+    pub(super) async fn prepare_in_turn(&self, table: &RoutingTable, turn: Option<&Turn>) {
+        self.inner.prepare(table, turn).await;
     }
 
     /// What the gateway is like, now and whenever it changes.
@@ -213,12 +223,10 @@ impl Gateway {
             };
         }
         let Some(varnish) = &self.inner.varnish else { return Ok(()) };
-        let health = if sick { Health::Sick } else { Health::Auto };
-        match varnish.set_health(&format!("{}*.{}", vcl::PREFIX, vcl::backend_id(container)), health).await {
-            // It has no backend: nothing to take out.
-            Err(VarnishError::Refused { message, .. }) if message.contains("No Backends matches") => Ok(()),
-            result => Ok(result?),
+        if !sick && self.inner.is_out(container) {
+            return Ok(());
         }
+        Ok(overrule(varnish, container, if sick { Health::Sick } else { Health::Auto }).await?)
     }
 }
 
@@ -231,13 +239,25 @@ impl Inner {
             *wanted = Some(generation);
             return Ok(Applied::default());
         };
-        let generation = Arc::new(self.next(varnish, wanted.as_deref(), table).await?);
-        if wanted.is_none() {
-            // What an earlier manager overruled, nobody would give back.
-            _ = varnish.set_health(&format!("{}*.*", vcl::PREFIX), Health::Auto).await;
-        }
-        let left = wanted.as_deref().map(|before| left(&before.table, table)).unwrap_or_default();
-        self.leave(&left, table);
+        let next = self.next(varnish, wanted.as_deref(), table).await?;
+        self.take(varnish, &mut wanted, next).await
+    }
+
+    /// Lets varnishd run this instead.
+    async fn take(
+        &self,
+        varnish: &Varnish,
+        wanted: &mut Option<Arc<Generation>>,
+        next: Generation,
+    ) -> Result<Applied, GatewayError> {
+        let (next, turned) = match self.turn_out(varnish, &next).await {
+            Ok(turned) => (next, turned),
+            // Then it is compiled, which says the same.
+            Err(_) => (Generation::of(&next.table, &next.second)?, Turned::default()),
+        };
+        let generation = Arc::new(next);
+        let left = wanted.as_deref().map(|before| left(&before.made_from, &generation.made_from)).unwrap_or_default();
+        self.leave(&left, &generation.made_from);
         let ending = (!left.is_empty()).then(|| tokio::spawn(end_shut(left)));
         let result = self.install(varnish, &generation).await;
         if let (Err(_), Some(ending)) = (&result, ending) {
@@ -245,6 +265,10 @@ impl Inner {
         }
         match &result {
             Ok(_) => {
+                if wanted.is_none() {
+                    self.forget_overruled(varnish, &generation).await;
+                }
+                self.are_out(generation.out());
                 // What runs is prepared no more: once it is out of use it goes, and its probes with it.
                 let names = generation.names();
                 self.prepared.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| !names.contains(name));
@@ -252,10 +276,12 @@ impl Inner {
                 *wanted = Some(generation);
             }
             Err(error @ GatewayError::Varnish(VarnishError::Down { .. })) => {
+                self.are_out(generation.out());
                 self.became(false, Some(&generation), Some(error));
                 *wanted = Some(generation);
             }
             Err(error) => {
+                self.turn_back(varnish, turned).await;
                 let up = self.state.borrow().up;
                 self.became(up, None, Some(error));
             }
@@ -288,7 +314,7 @@ impl Inner {
     }
 
     async fn look(&self, varnish: &Varnish) {
-        let wanted = self.wanted.lock().await;
+        let mut wanted = self.wanted.lock().await;
         let Some(generation) = wanted.as_deref() else { return };
         let as_wanted = match (varnish.list().await, varnish.running().await) {
             (Ok(loaded), Ok(true)) => generation.runs(&loaded),
@@ -301,12 +327,24 @@ impl Inner {
             if !self.state.borrow().up {
                 self.became(true, None, None);
             }
+            if self.lingers()
+                && let Ok(clean) = Generation::of(&generation.table, &generation.second)
+            {
+                _ = self.take(varnish, &mut wanted, clean).await;
+            }
             return;
         }
-        match self.install(varnish, generation).await {
+        // All of it is compiled anew, so without those that are out.
+        let clean = match Generation::of(&generation.table, &generation.second) {
+            Ok(clean) => Arc::new(clean),
+            Err(error) => return self.became(false, None, Some(&error.into())),
+        };
+        match self.install(varnish, &clean).await {
             Ok(applied) => {
                 tracing::info!(loaded = applied.loaded.len(), "varnishd came back without its VCL; loaded it again");
-                self.became(true, None, None);
+                self.are_out(BTreeSet::new());
+                self.became(true, Some(&clean), None);
+                *wanted = Some(clean);
             }
             Err(error) => self.became(false, None, Some(&error)),
         }
