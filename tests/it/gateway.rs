@@ -618,6 +618,61 @@ async fn who_leaves_the_table_is_out_without_a_load_and_stays_out() {
     assert_eq!(edge.ours().len(), 3);
 }
 
+/// Whoever leaves the table drains: for requests that began before it left, it may be the only one that is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_out_still_serves_requests_that_began_before() {
+    let edge = Edge::start();
+    let (b, c) = (server("b"), server("c"));
+    b.release.store(true, Ordering::Relaxed);
+    // Takes a request, and ends its connection without an answer when it is told to.
+    let dies = TcpListener::bind("127.0.0.1:0").unwrap();
+    let a = dies.local_addr().unwrap().port();
+    let (taken, end) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+    let (count, over) = (Arc::clone(&taken), Arc::clone(&end));
+    std::thread::spawn(move || {
+        for mut stream in dies.incoming().flatten() {
+            let (count, over) = (Arc::clone(&count), Arc::clone(&over));
+            std::thread::spawn(move || {
+                let mut head = [0; 4096];
+                let read = stream.read(&mut head).unwrap_or(0);
+                if String::from_utf8_lossy(&head[..read]).contains("/health") {
+                    _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                    return;
+                }
+                count.fetch_add(u32::from(read > 0), Ordering::Relaxed);
+                while !over.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
+        }
+    });
+    let gateway = Gateway::start(&edge.config(), CancellationToken::new());
+    let mut first = table([app("shop", &[a, b.port, c.port])]);
+    let without = |table: &RoutingTable, gone: &str| {
+        let mut table = table.clone();
+        table.apps.values_mut().for_each(|app| app.backends.retain(|name, _| !name.starts_with(gone)));
+        table
+    };
+    // On a loaded machine probes are slow.
+    let backends = first.apps.values_mut().flat_map(|app| app.backends.values_mut());
+    backends.for_each(|backend| backend.probe.as_mut().unwrap().timeout_ms = 5000);
+    let all = first.clone();
+    first = without(&first, "shop-3");
+    gateway.apply(&first).await.unwrap();
+    let port = edge.port;
+    let asked: Vec<_> = (0..2).map(|_| std::thread::spawn(move || get(port, "/shop/slow"))).collect();
+    until("one of them waits there", || taken.load(Ordering::Relaxed) == 1);
+
+    // Another VCL, and then fewer by a word.
+    gateway.apply(&without(&all, "shop-1")).await.unwrap();
+    assert_eq!(gateway.apply(&without(&without(&all, "shop-1"), "shop-2")).await.unwrap(), Applied::default());
+    assert!((0..6).all(|_| edge.get("/shop").1 == "c"));
+    end.store(true, Ordering::Relaxed);
+    for asked in asked {
+        assert_eq!(asked.join().unwrap(), (200, "b".to_owned()));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whom_probes_call_sick_is_told_and_overrules_end_with_their_manager() {
     let edge = Edge::start();

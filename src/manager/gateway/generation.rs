@@ -66,12 +66,16 @@ impl Generation {
         self
     }
 
-    /// The containers that its VCL names and the table does not.
-    pub(super) fn out(&self) -> BTreeSet<String> {
-        let keeps =
-            |app: &AppName, name: &String| self.table.apps.get(app).is_some_and(|a| a.backends.contains_key(name));
-        let made = self.made_from.apps.iter().flat_map(|(app, a)| a.backends.keys().map(move |name| (app, name)));
-        made.filter(|(app, name)| !keeps(app, name)).map(|(_, name)| name.clone()).collect()
+    /// The containers that its VCL names and the table does not, each with its backend's name in that VCL.
+    pub(super) fn out(&self) -> BTreeMap<String, String> {
+        let of = |(app, made): (&AppName, &AppRouting)| {
+            let kept = self.table.apps.get(app).map(|now| &now.backends);
+            let gone = made.backends.keys().filter(|name| kept.is_none_or(|kept| !kept.contains_key(*name)));
+            let vcl = self.apps.get(app).map(|(vcl, _)| vcl.clone());
+            let named = |name: &String| Some((name.clone(), format!("{}.{}", vcl.as_ref()?, vcl::backend_id(name))));
+            gone.filter_map(named).collect::<Vec<_>>()
+        };
+        self.made_from.apps.iter().flat_map(of).collect()
     }
 
     /// Where a release is switched to, what changes together changes in one step: by a root that names the labels which
@@ -167,7 +171,7 @@ mod tests {
         let (made, next) = (of(made), of(wanted).keeping(Some(&of(made))));
         assert_eq!(*next.table, *wanted);
         let own = next.apps.iter().filter(|(app, vcl)| made.apps.get(app) != Some(vcl)).map(|(app, _)| app.to_string());
-        (own.collect(), next.out().into_iter().collect())
+        (own.collect(), next.out().into_keys().collect())
     }
 
     #[test]
@@ -202,7 +206,7 @@ mod tests {
         let (made, fewer) = (of(&[3, 4, 5]), of(&[3]).keeping(Some(&of(&[3, 4, 5]))));
         let back = of(&[3, 5]).keeping(Some(&fewer));
         assert_eq!(
-            (back.texts(), back.out().into_iter().collect::<Vec<_>>()),
+            (back.texts(), back.out().into_keys().collect::<Vec<_>>()),
             (made.texts(), vec!["shop-4".to_owned()])
         );
     }

@@ -25,7 +25,7 @@ pub use health::Sight;
 use self::{
     generation::Generation,
     load::{end_shut, left},
-    overrule::{Out, Turned, overrule},
+    overrule::{Out, overrule},
 };
 use super::{config::Config, pace::Turn};
 use crate::{
@@ -250,11 +250,8 @@ impl Inner {
         wanted: &mut Option<Arc<Generation>>,
         next: Generation,
     ) -> Result<Applied, GatewayError> {
-        let (next, turned) = match self.turn_out(varnish, &next).await {
-            Ok(turned) => (next, turned),
-            // Then it is compiled, which says the same.
-            Err(_) => (Generation::of(&next.table, &next.second)?, Turned::default()),
-        };
+        let (turned, told) = self.turn_out(varnish, &next).await;
+        let next = if told { next } else { Generation::of(&next.table, &next.second)? };
         let generation = Arc::new(next);
         let left = wanted.as_deref().map(|before| left(&before.made_from, &generation.made_from)).unwrap_or_default();
         self.leave(&left, &generation.made_from);
@@ -268,7 +265,7 @@ impl Inner {
                 if wanted.is_none() {
                     self.forget_overruled(varnish, &generation).await;
                 }
-                self.are_out(generation.out());
+                self.turned(varnish, &turned, &generation).await;
                 // What runs is prepared no more: once it is out of use it goes, and its probes with it.
                 let names = generation.names();
                 self.prepared.lock().unwrap_or_else(PoisonError::into_inner).retain(|name| !names.contains(name));
@@ -342,7 +339,7 @@ impl Inner {
         match self.install(varnish, &clean).await {
             Ok(applied) => {
                 tracing::info!(loaded = applied.loaded.len(), "varnishd came back without its VCL; loaded it again");
-                self.are_out(BTreeSet::new());
+                self.are_out(BTreeMap::new());
                 self.became(true, Some(&clean), None);
                 *wanted = Some(clean);
             }

@@ -1,8 +1,11 @@
 //! Backends that get no requests whatever their probes say: what is dead, and what is out of the table while VCL still names
-//! it. A word to varnishd each, where new VCL would have to be compiled; said again to every VCL that is loaded.
+//! it. A word to varnishd each, where new VCL would have to be compiled.
+//!
+//! What is dead is so in every VCL. What is out is so only in the one that runs: requests that began in an older one may
+//! have nobody else left in it, and what drains still serves.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -19,27 +22,42 @@ const LINGER: Duration = Duration::from_secs(10);
 /// What is out of the table that runs, and named by its VCL.
 #[derive(Debug, Default)]
 pub(super) struct Out {
-    containers: BTreeSet<String>,
+    /// Each with its backend's name in the VCL that runs.
+    containers: BTreeMap<String, String>,
     /// When that changed last.
     since: Option<Instant>,
 }
 
-/// What was told for a table that comes.
+/// What was told for a table that comes: backends' names.
 #[derive(Debug, Default)]
 pub(super) struct Turned {
-    out: BTreeSet<String>,
-    back: BTreeSet<String>,
+    out: BTreeMap<String, String>,
+    back: BTreeMap<String, String>,
+    /// Whose VCL does not run then.
+    past: BTreeMap<String, String>,
     /// What was out before.
-    before: BTreeSet<String>,
+    before: BTreeMap<String, String>,
+}
+
+/// Tells backends of these names.
+async fn tell<'a>(
+    varnish: &Varnish,
+    backends: impl IntoIterator<Item = &'a String>,
+    health: Health,
+) -> Result<(), VarnishError> {
+    for backend in backends {
+        match varnish.set_health(backend, health).await {
+            // It has no such backend: nobody to tell.
+            Err(VarnishError::Refused { message, .. }) if message.contains("No Backends matches") => {}
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 /// Tells every version of a container's backend.
 pub(super) async fn overrule(varnish: &Varnish, container: &str, health: Health) -> Result<(), VarnishError> {
-    match varnish.set_health(&format!("{}*.{}", vcl::PREFIX, vcl::backend_id(container)), health).await {
-        // It has no backend: nothing to take out.
-        Err(VarnishError::Refused { message, .. }) if message.contains("No Backends matches") => Ok(()),
-        result => result,
-    }
+    tell(varnish, [&format!("{}*.{}", vcl::PREFIX, vcl::backend_id(container))], health).await
 }
 
 impl Inner {
@@ -48,46 +66,57 @@ impl Inner {
     }
 
     pub(super) fn is_out(&self, container: &str) -> bool {
-        self.out().containers.contains(container)
+        self.out().containers.contains_key(container)
     }
 
     fn is_sick(&self, container: &str) -> bool {
         self.sick.lock().unwrap_or_else(PoisonError::into_inner).contains(container)
     }
 
+    /// Those of them that are not dead besides.
+    fn well(&self, containers: &BTreeMap<String, String>) -> Vec<String> {
+        containers
+            .iter()
+            .filter(|(container, _)| !self.is_sick(container))
+            .map(|(_, backend)| backend.clone())
+            .collect()
+    }
+
     /// Takes out what this table lacks and its VCL names, and back in what it has again: before it runs, since what leaves
-    /// may not wait, and what comes back serves.
-    pub(super) async fn turn_out(&self, varnish: &Varnish, next: &Generation) -> Result<Turned, VarnishError> {
+    /// may not wait, and what comes back serves. False: not all of it was told.
+    pub(super) async fn turn_out(&self, varnish: &Varnish, next: &Generation) -> (Turned, bool) {
         let (before, now) = (self.out().containers.clone(), next.out());
-        self.out().containers.extend(now.iter().cloned());
-        let named = |c: &&String| next.table.apps.values().any(|app| app.backends.contains_key(*c));
-        let turned = Turned {
-            out: now.difference(&before).cloned().collect(),
-            back: before.iter().filter(named).cloned().collect(),
-            before,
-        };
-        for container in &turned.out {
-            overrule(varnish, container, Health::Sick).await?;
+        // Who is called well meanwhile stays out.
+        self.out().containers.extend(now.clone());
+        let runs = |backend: &str| next.apps.values().any(|(vcl, _)| backend.starts_with(&format!("{vcl}.")));
+        let mut turned = Turned { before: before.clone(), ..Turned::default() };
+        turned.out.extend(now.iter().filter(|(container, _)| !before.contains_key(*container)).map(owned));
+        let (back, past) = before.into_iter().filter(|(c, _)| !now.contains_key(c)).partition(|(_, b)| runs(b));
+        (turned.back, turned.past) = (back, past);
+        let told = tell(varnish, turned.out.values(), Health::Sick).await.is_ok()
+            && tell(varnish, &self.well(&turned.back), Health::Auto).await.is_ok();
+        if !told {
+            // It is compiled then, which says the same.
+            turned.past.extend(turned.out.iter().map(owned));
         }
-        for container in turned.back.iter().filter(|c| !self.is_sick(c)) {
-            overrule(varnish, container, Health::Auto).await?;
-        }
-        Ok(turned)
+        (turned, told)
+    }
+
+    /// It runs. What was out of VCL that does not run any more is in there again: that VCL may be used once more.
+    pub(super) async fn turned(&self, varnish: &Varnish, turned: &Turned, next: &Generation) {
+        self.are_out(next.out());
+        _ = tell(varnish, &self.well(&turned.past), Health::Auto).await;
     }
 
     /// The table that was to come does not.
     pub(super) async fn turn_back(&self, varnish: &Varnish, turned: Turned) {
-        for container in turned.out.iter().filter(|c| !self.is_sick(c)) {
-            _ = overrule(varnish, container, Health::Auto).await;
-        }
-        for container in &turned.back {
-            _ = overrule(varnish, container, Health::Sick).await;
-        }
+        _ = tell(varnish, &self.well(&turned.out), Health::Auto).await;
+        _ = tell(varnish, turned.back.values(), Health::Sick).await;
         self.are_out(turned.before);
     }
 
     /// Remembers which are out.
-    pub(super) fn are_out(&self, containers: BTreeSet<String>) {
+    pub(super) fn are_out(&self, containers: BTreeMap<String, String>) {
         let since = (!containers.is_empty()).then(Instant::now);
         *self.out() = Out { containers, since };
     }
@@ -109,7 +138,7 @@ impl Inner {
     /// Overrules are lost with the VCL they were said of.
     pub(super) async fn tell_overruled(&self, varnish: &Varnish, generation: &Generation, loaded: &[String]) {
         let mut none = self.sick.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        none.append(&mut generation.out());
+        none.extend(generation.out().into_keys());
         for (app, (name, _)) in generation.apps.iter().filter(|(_, (name, _))| loaded.contains(name)) {
             let serving = generation.made_from.apps[app].backends.iter().filter(|(_, b)| b.serving);
             for (container, _) in serving.filter(|(container, _)| none.contains(*container)) {
@@ -117,4 +146,8 @@ impl Inner {
             }
         }
     }
+}
+
+fn owned((container, backend): (&String, &String)) -> (String, String) {
+    (container.clone(), backend.clone())
 }
