@@ -255,8 +255,11 @@ impl<'a> Varnish<'a> {
         fs::create_dir_all(&directory)?;
         let workdir = directory.join("workdir");
         let child = lab.inside("gateway", || {
-            let mut varnishd = Command::new("varnishd");
-            varnishd.args(["-F", "-s", "malloc,64m", "-f", "", "-a", &format!(":{port}"), "-n"]).arg(&workdir);
+            // In a session of its own, like the lab's: the kernel shares out the processor by session.
+            let mut varnishd = Command::new("setsid");
+            varnishd
+                .args(["varnishd", "-F", "-s", "malloc,64m", "-f", "", "-a", &format!(":{port}"), "-n"])
+                .arg(&workdir);
             varnishd.args(parameters);
             Ok(varnishd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
         })?;
