@@ -192,8 +192,10 @@ async fn follow(
             let known = overview.borrow_and_update();
             (known.progress.clone(), known.remembered.endings.get(&release).cloned())
         };
-        // A release of an older manager has no ending.
-        let over = ending.is_some() || submitted.turn > 0 && !submitted.new;
+        // Asked for again, the active release is as good as it is now: also one whose way back came to nothing.
+        let again = submitted.turn > 0 && !submitted.new;
+        let ending = ending.filter(|_| !again);
+        let over = ending.is_some() || again;
         let taken = progress.turn >= submitted.turn;
         if taken && progress.settled && (over || progress.staged && progress.release == release) {
             while let Ok(event) = events.try_recv() {

@@ -15,7 +15,7 @@ use super::{
     events::Kind,
     progress::Progress,
     run::Loop,
-    undo::Watch,
+    undo::{Seen, Watch},
 };
 
 impl Loop {
@@ -92,6 +92,7 @@ impl Loop {
         self.known.watch = watch;
         self.known.assignments.clone_from(places);
         self.known.verified.append(&mut self.passed);
+        self.seen = Seen::of(names(places).map(|(name, _)| name));
         self.over(number, ending);
         true
     }
@@ -112,6 +113,8 @@ impl Loop {
             self.failed = Some(number);
         }
         self.passed.clear();
+        let verified = &self.known.verified;
+        self.seen.given_up(|name| verified.contains_key(name));
         // What failed is not tried again: it can go at once.
         self.holds.clear();
         self.over(number, ending);

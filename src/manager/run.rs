@@ -39,6 +39,7 @@ use super::{
     pace::Pace,
     progress::{Overview, Progress},
     route::TOGETHER,
+    undo::Seen,
 };
 
 pub(super) enum Message {
@@ -105,12 +106,9 @@ pub(super) struct Loop {
     pub(super) failed: Option<u64>,
     /// Whether all of the release on its way answers.
     pub(super) staged: bool,
-    /// Since when most of a watched application's instances are away.
-    pub(super) bad_since: BTreeMap<AppName, Instant>,
+    /// What was seen of the active release since it became active.
+    pub(super) seen: Seen,
     pub(super) pace: Pace,
-    /// What of a watched release served at the last look, and how often instances of each application fell.
-    pub(super) served: BTreeSet<String>,
-    pub(super) falls: BTreeMap<AppName, usize>,
     /// When an instance of an application last began to answer.
     pub(super) came: BTreeMap<AppName, Instant>,
     pub(super) lost: BTreeSet<NodeName>,
@@ -134,6 +132,7 @@ pub(super) async fn run(
     let mut snapshots = parts.nodes.subscribe();
     let mut gateway_state = parts.gateway.as_ref().map(Gateway::state);
     let stop = parts.stop.clone();
+    let seen = Seen::of(known.verified.keys().cloned());
     let mut this = Loop {
         parts,
         sender,
@@ -149,10 +148,8 @@ pub(super) async fn run(
         failing: Vec::new(),
         failed: None,
         staged: false,
-        bad_since: BTreeMap::new(),
+        seen,
         pace: Pace::default(),
-        served: BTreeSet::new(),
-        falls: BTreeMap::new(),
         came: BTreeMap::new(),
         lost: BTreeSet::new(),
         started: Instant::now(),

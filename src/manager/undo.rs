@@ -44,67 +44,104 @@ impl Watch {
     }
 }
 
-/// The watched applications of which more than half of the instances that can be reached do not serve.
-pub(super) fn failing(
-    watch: &Watch,
-    places: &Assignments,
-    snapshot: &Snapshot,
-    serves: impl Fn(&str) -> bool,
-    now: Timestamp,
-) -> BTreeSet<AppName> {
-    let is_bad = |app: &AppName| {
-        let reached = places
-            .iter()
-            .filter(|(id, place)| id.app == *app && snapshot.nodes.get(&place.node).is_some_and(Node::is_ready));
-        let reached: Assignments = reached.map(|(id, place)| (id.clone(), place.clone())).collect();
-        let bad = names(&reached).filter(|(name, _)| !serves(name)).count();
-        bad * 2 > reached.len()
-    };
-    watch.apps.iter().filter(|(app, until)| **until > now && is_bad(app)).map(|(app, _)| app.clone()).collect()
+/// What was seen of the watched applications so far.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Containers that answered when the release became active, or have served since: where they do not serve, it is the
+    /// release that fails. Who is only being brought, elsewhere or back after a later release, has shown nothing yet.
+    shown: BTreeSet<String>,
+    /// What served at the last look, and how often instances of each application fell.
+    served: BTreeSet<String>,
+    falls: BTreeMap<AppName, usize>,
+    /// Since when most of an application's instances are away.
+    bad_since: BTreeMap<AppName, Instant>,
+}
+
+impl Seen {
+    /// Of these it is known that they answered.
+    pub(super) fn of(answered: impl Iterator<Item = String>) -> Self {
+        Self { shown: answered.collect(), ..Self::default() }
+    }
+
+    /// A later release was not made active: what it replaced meanwhile is brought back.
+    pub(super) fn given_up(&mut self, stays: impl Fn(&str) -> bool) {
+        self.shown.retain(|name| stays(name));
+    }
+
+    /// Nothing can be said for a while.
+    fn interrupted(&mut self) {
+        *self = Self { shown: std::mem::take(&mut self.shown), ..Self::default() };
+    }
+
+    /// The application that fails, if one does.
+    fn look(
+        &mut self,
+        watch: &Watch,
+        places: &Assignments,
+        snapshot: &Snapshot,
+        serves: impl Fn(&str) -> bool,
+        (now, instant): (Timestamp, Instant),
+    ) -> Option<AppName> {
+        // An engine starts what ends again and again anew, so that it is never away for long.
+        let watched = || names(places).filter(|(_, id)| watch.apps.contains_key(&id.app));
+        let serving: BTreeSet<String> = watched().map(|(name, _)| name).filter(|name| serves(name)).collect();
+        for (_, id) in watched().filter(|(name, _)| self.served.contains(name) && !serving.contains(name)) {
+            *self.falls.entry(id.app.clone()).or_default() += 1;
+        }
+        self.shown.extend(serving.iter().cloned());
+        self.served = serving;
+        let often = |app: &AppName| {
+            let count = watched().filter(|(_, id)| id.app == *app).count();
+            self.falls.get(app).is_some_and(|falls| *falls > count)
+        };
+        let restless = watch.apps.keys().find(|app| often(app)).cloned();
+        let bad = self.failing(watch, places, snapshot, now);
+        self.bad_since.retain(|app, _| bad.contains(app));
+        for app in bad {
+            self.bad_since.entry(app).or_insert(instant);
+        }
+        let long = |since: &Instant| instant.duration_since(*since) >= PATIENCE;
+        let given_up = self.bad_since.iter().find(|(_, since)| long(since)).map(|(app, _)| app.clone());
+        given_up.or(restless)
+    }
+
+    /// The watched applications of which more than half of the instances that can be reached do not serve any more.
+    fn failing(&self, watch: &Watch, places: &Assignments, snapshot: &Snapshot, now: Timestamp) -> BTreeSet<AppName> {
+        let is_bad = |app: &AppName| {
+            let reached = places
+                .iter()
+                .filter(|(id, place)| id.app == *app && snapshot.nodes.get(&place.node).is_some_and(Node::is_ready));
+            let reached: Assignments = reached.map(|(id, place)| (id.clone(), place.clone())).collect();
+            let shown: Vec<_> =
+                names(&reached).map(|(name, _)| name).filter(|name| self.shown.contains(name)).collect();
+            let bad = shown.iter().filter(|name| !self.served.contains(*name)).count();
+            bad * 2 > shown.len()
+        };
+        watch.apps.iter().filter(|(app, until)| **until > now && is_bad(app)).map(|(app, _)| app.clone()).collect()
+    }
 }
 
 impl Loop {
     /// Takes the active release back where it fails within its watch.
     pub(super) fn look_after(&mut self, snapshot: &Snapshot, now: Timestamp, frozen: bool) {
         let Some(watch) = self.known.watch.clone().filter(|_| self.known.rollout.is_none() && !frozen) else {
-            self.bad_since.clear();
-            self.served.clear();
-            self.falls.clear();
+            self.seen.interrupted();
             return;
         };
         let unhealthy = self.parts.gateway.as_ref().map(|gateway| gateway.unhealthy().borrow().clone());
         let serves = |name: &str| {
             self.known.verified.contains_key(name) && unhealthy.as_ref().is_none_or(|all| !all.contains_key(name))
         };
-        // An engine starts what ends again and again anew, so that it is never away for long.
-        let watched = || names(&self.known.assignments).filter(|(_, id)| watch.apps.contains_key(&id.app));
-        let now_serving: BTreeSet<String> = watched().map(|(name, _)| name).filter(|name| serves(name)).collect();
-        let mut falls = std::mem::take(&mut self.falls);
-        for (_, id) in watched().filter(|(name, _)| self.served.contains(name) && !now_serving.contains(name)) {
-            *falls.entry(id.app.clone()).or_default() += 1;
-        }
-        let often = |app: &AppName| {
-            let count = watched().filter(|(_, id)| id.app == *app).count();
-            falls.get(app).is_some_and(|falls| *falls > count)
-        };
-        let restless = watch.apps.keys().find(|app| often(app)).cloned();
-        let bad = failing(&watch, &self.known.assignments, snapshot, serves, now);
-        (self.served, self.falls) = (now_serving, falls);
-        self.bad_since.retain(|app, _| bad.contains(app));
-        for app in bad {
-            self.bad_since.entry(app).or_insert_with(Instant::now);
-        }
-        let given_up = self.bad_since.iter().find(|(_, since)| since.elapsed() >= PATIENCE).map(|(app, _)| app.clone());
-        if let Some(app) = given_up.or(restless) {
+        let failing = self.seen.look(&watch, &self.known.assignments, snapshot, serves, (now, Instant::now()));
+        if let Some(app) = failing {
             self.take_back(watch.release, &app);
-        } else if watch.apps.values().all(|until| *until <= now) && self.bad_since.is_empty() {
+        } else if watch.apps.values().all(|until| *until <= now) && self.seen.bad_since.is_empty() {
             self.known.watch = None;
         }
     }
 
     fn take_back(&mut self, number: u64, app: &AppName) {
-        self.bad_since.clear();
-        self.falls.clear();
+        self.seen.interrupted();
         self.known.watch = None;
         let last = self.holds.iter().find(|(name, _)| name.starts_with(&format!("{app}.")));
         let detail = last.map(|(_, hold)| format!(": {}", hold.why)).unwrap_or_default();
@@ -153,28 +190,86 @@ mod tests {
     use super::*;
     use crate::{inventory::SpecHash, model::Port, schedule::Assignment};
 
+    /// Four instances on four nodes, watched for 30 s from the epoch on.
+    struct Shop {
+        watch: Watch,
+        snapshot: Snapshot,
+        places: Assignments,
+        seen: Seen,
+        began: Instant,
+    }
+
+    impl Shop {
+        fn new() -> Self {
+            let app = AppName::try_from("shop").expect("a name");
+            let place = |n: u32| {
+                let node = crate::model::NodeName::try_from(format!("node{n}")).expect("a name");
+                let id = format!("shop.{n}").parse().expect("an instance");
+                let port = Port::new(20000).expect("a port");
+                let spec = SpecHash("0123456789abcdef".into());
+                (id, Assignment { node, host_port: port, pinned_port: false, spec })
+            };
+            let places: Assignments = (1..=4).map(place).collect();
+            Self {
+                watch: Watch {
+                    release: 2,
+                    apps: BTreeMap::from([(app, Timestamp::UNIX_EPOCH + Duration::from_secs(30))]),
+                },
+                snapshot: super::super::caution::tests::ready(&["node1", "node2", "node3", "node4"]),
+                seen: Seen::of(names(&places).map(|(name, _)| name)),
+                places,
+                began: Instant::now(),
+            }
+        }
+
+        /// Whether it fails, so many seconds after the switch, while these are away.
+        fn fails(&mut self, away: &[u32], seconds: u64) -> bool {
+            let serves = |name: &str| !away.iter().any(|n| name.starts_with(&format!("shop.{n}-")));
+            let since = Duration::from_secs(seconds);
+            let times = (Timestamp::UNIX_EPOCH + since, self.began + since);
+            self.seen.look(&self.watch, &self.places, &self.snapshot, serves, times).is_some()
+        }
+    }
+
     #[test]
-    fn half_of_the_instances_may_be_away() {
-        let app = AppName::try_from("shop").expect("a name");
-        let watch = Watch {
-            release: 2,
-            apps: BTreeMap::from([(app.clone(), Timestamp::UNIX_EPOCH + Duration::from_secs(30))]),
-        };
-        let snapshot = super::super::caution::tests::ready(&["node1", "node2", "node3", "node4"]);
-        let place = |n: u32| {
-            let node = crate::model::NodeName::try_from(format!("node{n}")).expect("a name");
-            let id = format!("shop.{n}").parse().expect("an instance");
-            let port = Port::new(20000).expect("a port");
-            (id, Assignment { node, host_port: port, pinned_port: false, spec: SpecHash("0123456789abcdef".into()) })
-        };
-        let places: Assignments = (1..=4).map(place).collect();
-        let at = |seconds| Timestamp::UNIX_EPOCH + Duration::from_secs(seconds);
-        let bad = |away: &[&str], seconds| {
-            let serves = |name: &str| !away.iter().any(|id| name.starts_with(id));
-            failing(&watch, &places, &snapshot, serves, at(seconds))
-        };
-        assert!(bad(&["shop.1", "shop.2"], 1).is_empty());
-        assert_eq!(bad(&["shop.1", "shop.2", "shop.3"], 1), BTreeSet::from([app]));
-        assert!(bad(&["shop.1", "shop.2", "shop.3"], 31).is_empty(), "its watch is over");
+    fn half_of_the_instances_may_be_away_and_most_for_a_moment() {
+        let mut shop = Shop::new();
+        assert!(!shop.fails(&[1, 2], 1) && !shop.fails(&[1, 2], 9), "half of them");
+        assert!(!shop.fails(&[1, 2, 3], 10) && !shop.fails(&[1, 2, 3], 12));
+        assert!(!shop.fails(&[], 13) && !shop.fails(&[1, 2, 3], 14), "they were back: the time begins again");
+        assert!(shop.fails(&[1, 2, 3], 17));
+        let mut shop = Shop::new();
+        assert!(!shop.fails(&[1, 2, 3], 31) && !shop.fails(&[1, 2, 3], 40), "its watch is over");
+    }
+
+    #[test]
+    fn what_never_served_after_the_switch_fails() {
+        let mut shop = Shop::new();
+        assert!(!shop.fails(&[1, 2, 3, 4], 0) && shop.fails(&[1, 2, 3, 4], 3));
+    }
+
+    #[test]
+    fn what_a_later_release_replaced_and_gives_back_has_not_failed_before_it_served_again() {
+        let mut shop = Shop::new();
+        assert!(!shop.fails(&[], 1));
+        // The next release had taken three places when it failed.
+        shop.seen.interrupted();
+        shop.seen.given_up(|name| name.starts_with("shop.4-"));
+        assert!(!shop.fails(&[1, 2, 3], 5) && !shop.fails(&[1, 2, 3], 15), "they are on their way back");
+        assert!(!shop.fails(&[1, 2, 3, 4], 16) && shop.fails(&[1, 2, 3, 4], 19), "the one that stayed falls");
+        let mut shop = Shop::new();
+        shop.seen.given_up(|_| false);
+        assert!(
+            !shop.fails(&[], 5) && !shop.fails(&[1, 2, 3], 6) && shop.fails(&[1, 2, 3], 9),
+            "they are back, and fall"
+        );
+    }
+
+    #[test]
+    fn who_falls_again_and_again_fails_the_release_however_short_it_is_away() {
+        let mut shop = Shop::new();
+        let turns: Vec<bool> =
+            (1..=10).map(|n| if n % 2 == 0 { shop.fails(&[1], n) } else { shop.fails(&[], n) }).collect();
+        assert_eq!(turns.iter().position(|fails| *fails), Some(9), "the fifth fall of four instances: {turns:?}");
     }
 }

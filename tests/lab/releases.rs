@@ -157,6 +157,36 @@ fn an_application_that_begins_to_fail_takes_its_release_back() {
 }
 
 #[test]
+fn a_release_whose_way_back_fails_stays_and_is_as_good_as_it_serves_when_asked_for_again() {
+    let lab = lab();
+    let plan = |tag: &str, command: &str| {
+        format!(
+            "[apps.stuck]\nimage = \"hello:{tag}\"\nreplicas = 2\nvolumes = [\"stuck:/state\"]\n\
+             update = {{ watch = \"40s\" }}\ncommand = [\"/bin/sh\", \"-c\", \"{command}\"]\n"
+        )
+    };
+    let touch = |file: &str| {
+        for node in NODES {
+            lab.on(node, &["touch", &format!("/var/lib/docker/volumes/stuck/_data/{file}")]).ok();
+        }
+    };
+    lab.deploy(&plan("v1", "test ! -e /state/old && exec /hello")).ok();
+    touch("old");
+    let second = plan("v2", "/hello & sleep 4; test -e /state/mended || exit 7; wait");
+    lab.deploy(&second).ok();
+    eventually("it cannot go back", 60, || {
+        let releases = lab.matrix(&["releases", "--json"]).json().to_string();
+        releases.contains("undone") && lab.matrix(&["status"]).err.contains("failed")
+    });
+
+    touch("mended");
+    eventually("it serves", 40, || lab.matrix(&["status", "--wait", "1"]).code == 0);
+    let said = lab.deploy(&second).ok();
+    assert!(said.contains("nothing to change"), "{said}");
+    assert_eq!(version(lab, "stuck"), "v2");
+}
+
+#[test]
 fn the_plan_says_how_instances_are_replaced() {
     let lab = lab();
     let plan =
