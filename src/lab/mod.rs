@@ -34,6 +34,7 @@
 mod cgroup;
 mod error;
 mod lock;
+mod mounts;
 mod name;
 mod needs;
 mod net;
@@ -205,6 +206,9 @@ impl Lab {
         cgroup::kill(&self.name, &groups)?;
         net::remove(&self.name)?;
         cgroup::remove(&groups)?;
+        for directory in [&self.places.state, &self.places.run] {
+            mounts::take_off(directory)?;
+        }
         // Some disks take milliseconds a file: the nodes' images go side by side.
         thread::scope(|scope| {
             for node in self.nodes() {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     inventory::{Container, ContainerState, NodeState, Snapshot},
-    model::Timestamp,
+    model::{NodeName, Port, Timestamp},
     reconcile::{self, Action, Hold},
     release::Release,
     remote::connections,
@@ -24,6 +24,9 @@ use super::{
     execute::{self, Outcome, Point},
     run::{Loop, Message},
 };
+
+/// So long a host port is not allotted that an engine refused to publish: whoever holds it may have gone then.
+const HELD: Duration = Duration::from_secs(600);
 
 /// An action under way.
 #[derive(Debug)]
@@ -132,7 +135,10 @@ impl Loop {
                 self.known.verified.remove(&name);
             }
             Outcome::Cancelled => {}
-            Outcome::Failed { why, tries } => {
+            Outcome::Failed { why, tries, held } => {
+                if let Some(port) = held {
+                    self.held.insert((action.node().clone(), port), Instant::now());
+                }
                 if !matches!(action, Action::Stop { .. }) {
                     self.balance.failed(&action.instance().app, action.node());
                 }
@@ -149,6 +155,15 @@ impl Loop {
                 self.holds.insert(name, Hold { until, failures, why });
             }
         }
+    }
+
+    /// Host ports that are not allotted for a while, by node.
+    pub(super) fn held_ports(&self) -> BTreeMap<NodeName, BTreeSet<Port>> {
+        let mut ports: BTreeMap<NodeName, BTreeSet<Port>> = BTreeMap::new();
+        for ((node, port), _) in self.held.iter().filter(|(_, since)| since.elapsed() < HELD) {
+            ports.entry(node.clone()).or_default().insert(*port);
+        }
+        ports
     }
 
     /// Requests the gateway has sent to a node that is lost are tried elsewhere now, not after their timeout.

@@ -45,7 +45,8 @@ impl Loop {
         let release = self.known.rollout.as_ref().map_or_else(|| active.clone(), |r| r.effective(&active));
         let ports = self.parts.config.ports;
         let (previous, beside) = (&self.known.assignments, &schedule::Beside::ports_of(&self.known.staged));
-        let doubts = &heal::doubts(&self.parts.away.borrow(), snapshot, self.parts.config.healing.move_after, now);
+        let move_after = self.parts.config.healing.move_after;
+        let doubts = &heal::doubts(&self.parts.away.borrow(), snapshot, move_after, self.held_ports(), now);
         let input = schedule::Input { release: &release, snapshot, previous, ports, frozen, beside, doubts };
         let placed = schedule::place(input);
         self.known.assignments = placed.assignments;
@@ -103,7 +104,8 @@ impl Loop {
     /// Gives a replica another node, where all is calm and the load is spread better by it.
     pub(super) fn spread(&mut self, release: &Release, snapshot: &Snapshot, progress: &Progress) -> bool {
         let config = Arc::clone(&self.parts.config);
-        let doubts = heal::doubts(&self.parts.away.borrow(), snapshot, config.healing.move_after, Timestamp::now());
+        let (move_after, held) = (config.healing.move_after, self.held_ports());
+        let doubts = heal::doubts(&self.parts.away.borrow(), snapshot, move_after, held, Timestamp::now());
         let input = schedule::Input {
             release,
             snapshot,

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     inventory::{ContainerSpec, ContainerState, Snapshot},
-    model::NodeName,
+    model::{NodeName, Port},
     plan::Health,
     reconcile::Action,
     remote::{
@@ -85,6 +85,8 @@ pub(super) enum Outcome {
         why: String,
         /// How often to try again before a release fails over it; none: always.
         tries: Option<u32>,
+        /// The host port somebody else holds there.
+        held: Option<Port>,
     },
     /// Nobody wants it any more.
     Cancelled,
@@ -106,21 +108,26 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 fn failed(error: &EngineError) -> Outcome {
     let hint = error.hint().map(|hint| format!("\n  hint: {hint}")).unwrap_or_default();
-    Outcome::Failed { why: chain(error) + &hint, tries: error.tries() }
+    Outcome::Failed { why: chain(error) + &hint, tries: error.tries(), held: None }
 }
 
 /// Does it.
 pub(super) async fn execute(hands: &Hands, action: &Action) -> Outcome {
     let node = action.node();
     let Some(engine) = hands.nodes.engine(node) else {
-        return Outcome::Failed { why: format!("{node} does not answer"), tries: None };
+        return Outcome::Failed { why: format!("{node} does not answer"), tries: None, held: None };
     };
     match action {
         Action::Start { container, reason, .. } => {
             hands.events.tell(Kind::Begin, action.instance(), Some(node), format!("starting ({reason})"));
             match start(hands, node, &engine, container).await {
                 Ok(id) => verify(hands, node, &engine, container, id).await,
-                Err(error) => failed(&error),
+                Err(error) => match failed(&error) {
+                    Outcome::Failed { why, tries, .. } if matches!(error, EngineError::PortTaken { .. }) => {
+                        Outcome::Failed { why, tries, held: Some(container.host_port) }
+                    }
+                    outcome => outcome,
+                },
             }
         }
         Action::Verify { container, .. } => {
@@ -195,7 +202,7 @@ async fn verify(
     loop {
         let snapshot = hands.nodes.snapshot();
         let Some(address) = snapshot.nodes.get(node).map(|n| n.address) else {
-            return Outcome::Failed { why: format!("{node} is not known any more"), tries: None };
+            return Outcome::Failed { why: format!("{node} is not known any more"), tries: None, held: None };
         };
         let asked = probe(address, container.host_port, &health.check, patience);
         patience = health.timeout_ms.min(patience * 2);
@@ -225,7 +232,7 @@ async fn verify(
                     _ = write!(text, "\n    {line}");
                 }
             }
-            return Outcome::Failed { why: text, tries: Some(0) };
+            return Outcome::Failed { why: text, tries: Some(0), held: None };
         }
         sleep(pause).await;
         pause = (pause * 3 / 2).min(Duration::from_millis(250));

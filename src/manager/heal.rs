@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     inventory::{NodeState, Snapshot},
-    model::{AppName, InstanceId, NodeName, Timestamp},
+    model::{AppName, InstanceId, NodeName, Port, Timestamp},
     schedule::Doubts,
 };
 
@@ -147,18 +147,19 @@ impl History {
     }
 }
 
-/// What placement is told: instances to keep away, and lost nodes that are waited for.
+/// What placement is told: instances to keep away, lost nodes that are waited for, and ports somebody holds.
 pub(super) fn doubts(
     away: &BTreeMap<InstanceId, BTreeSet<NodeName>>,
     snapshot: &Snapshot,
     move_after: Duration,
+    held: BTreeMap<NodeName, BTreeSet<Port>>,
     now: Timestamp,
 ) -> Doubts {
     let waits = snapshot
         .nodes
         .values()
         .filter(|node| matches!(node.state, NodeState::Lost { since } if now.duration_since(since) < span(move_after)));
-    Doubts { away: away.clone(), awaited: waits.map(|node| node.name.clone()).collect() }
+    Doubts { away: away.clone(), awaited: waits.map(|node| node.name.clone()).collect(), held }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     inventory::Snapshot,
-    model::{AppName, NodeName, Timestamp},
+    model::{AppName, NodeName, Port, Timestamp},
     reconcile::{Action, Hold},
     release::{Rollout, State},
     routing::{RoutingTable, routes},
@@ -98,6 +98,8 @@ pub(super) struct Loop {
     pub(super) gateway_error: Option<(Untaken, RoutingTable)>,
     pub(super) holds: BTreeMap<String, Hold>,
     pub(super) running: BTreeMap<String, Running>,
+    /// Host ports an engine refused to publish, and when.
+    pub(super) held: BTreeMap<(NodeName, Port), Instant>,
     /// Containers that stay and passed the health check of the release on its way.
     pub(super) passed: BTreeMap<String, Answered>,
     /// Why the release on its way has failed.
@@ -144,6 +146,7 @@ pub(super) async fn run(
         gateway_error: None,
         holds: BTreeMap::new(),
         running: BTreeMap::new(),
+        held: BTreeMap::new(),
         passed: BTreeMap::new(),
         failing: Vec::new(),
         failed: None,

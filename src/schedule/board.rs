@@ -105,7 +105,7 @@ impl<'a> Board<'a> {
                 Placement::Replicas { publish: None, .. } => {}
             }
         }
-        for (node, taken) in &input.beside.ports {
+        for (node, taken) in input.beside.ports.iter().chain(&input.doubts.held) {
             ports.entry(node).or_default().extend(taken);
         }
         let spoken = |(node, (memory, cpu_millis)): (&NodeName, &(u64, u64))| {
@@ -316,7 +316,8 @@ impl<'a> Board<'a> {
         })
     }
 
-    /// The fixed port; the one it has, while its spec is the same; else a free one, so that old and new live side by side.
+    /// The fixed port; the one it has, while its spec is the same and nobody else holds it; else a free one, so that old
+    /// and new live side by side.
     fn port(
         &self,
         node: &NodeName,
@@ -327,7 +328,8 @@ impl<'a> Board<'a> {
         if fixed.is_some() {
             return fixed;
         }
-        if let Some(previous) = previous.filter(|p| p.spec == *spec && !p.pinned_port) {
+        let held = |port: &Port| self.input.doubts.held.get(node).is_some_and(|ports| ports.contains(port));
+        if let Some(previous) = previous.filter(|p| p.spec == *spec && !p.pinned_port && !held(&p.host_port)) {
             return Some(previous.host_port);
         }
         let unused = BTreeSet::new();

@@ -108,11 +108,13 @@ pub struct Doubts {
     pub away: BTreeMap<InstanceId, BTreeSet<NodeName>>,
     /// Lost nodes whose instances wait for them still.
     pub awaited: BTreeSet<NodeName>,
+    /// Host ports an engine refused to publish: somebody holds them, whom no container shows.
+    pub held: BTreeMap<NodeName, BTreeSet<Port>>,
 }
 
 impl Doubts {
     /// None.
-    pub const NONE: Self = Self { away: BTreeMap::new(), awaited: BTreeSet::new() };
+    pub const NONE: Self = Self { away: BTreeMap::new(), awaited: BTreeSet::new(), held: BTreeMap::new() };
 
     /// Applications with the nodes where one of their instances failed.
     pub fn places(&self) -> BTreeSet<(AppName, NodeName)> {

@@ -557,6 +557,27 @@ async fn a_backend_is_taken_out_without_a_load() {
     gateway.set_health("nobody-1", true).await.unwrap();
 }
 
+/// At a fixed port the next instance comes where the last one refused connections a moment before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_refused_is_asked_again_at_once() {
+    let edge = Edge::start();
+    let gateway = Gateway::start(&edge.config(), CancellationToken::new());
+    for _ in 0..3 {
+        let port = free_port();
+        let (name, mut shop) = app("shop", &[port]);
+        shop.backends.values_mut().for_each(|backend| backend.probe = None);
+        gateway.apply(&table([(name, shop)])).await.unwrap();
+        assert_eq!(edge.get("/shop").0, 503, "nobody is there yet");
+        let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                serve(stream, "next", &AtomicBool::new(true), &AtomicU32::new(0));
+            }
+        });
+        assert_eq!(edge.get("/shop"), (200, "next".to_owned()));
+    }
+}
+
 /// What drains leaves the turn with a word: while requests are served, VCL is compiled as seldom as it can be.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_leaves_the_table_is_out_without_a_load_and_stays_out() {

@@ -93,6 +93,34 @@ proptest! {
 }
 
 #[test]
+fn a_port_somebody_else_holds_is_not_allotted_and_a_fixed_one_stays() {
+    let text =
+        "[apps.a]\nimage = \"a:v1\"\nreplicas = 2\n[apps.p]\nimage = \"a:v1\"\nnodes = [\"node1\"]\npublish = 20001\n";
+    let mut sim = Sim::new(2, release(1, text));
+    sim.place();
+    let before = sim.assignments.clone();
+    let at = |sim: &Sim, node: usize| {
+        let here = sim.assignments.iter().find(|(id, a)| id.app.as_str() == "a" && a.node == name(node));
+        here.map(|(id, a)| (id.clone(), a.host_port)).unwrap()
+    };
+    let (first, port) = at(&sim, 1);
+    let fixed = sim.assignments.iter().find(|(id, _)| id.app.as_str() == "p").map(|(_, a)| a.host_port).unwrap();
+    sim.doubts.held.insert(name(1), BTreeSet::from([port, fixed]));
+    sim.place();
+    let (again, other) = at(&sim, 1);
+    assert!(again == first && other != port && other != fixed, "{other}");
+    assert_eq!(
+        at(&sim, 2).1,
+        before.values().find(|a| a.node == name(2)).unwrap().host_port,
+        "the other node's is free"
+    );
+    assert!(sim.assignments.iter().any(|(id, a)| id.app.as_str() == "p" && a.host_port == fixed));
+    let settled = sim.assignments.clone();
+    sim.place();
+    assert_eq!(sim.assignments, settled);
+}
+
+#[test]
 fn what_has_no_other_place_stays_on_a_drained_node_until_there_is_one() {
     let mut sim = Sim::new(2, release(1, "[apps.shop]\nimage = \"shop:v1\"\nreplicas = 4\nmemory = \"512m\"\n"));
     sim.settle();

@@ -159,6 +159,27 @@ fn a_full_disk_on_a_node_is_told_with_the_nodes_name() {
 }
 
 #[test]
+fn a_host_port_somebody_on_a_node_holds_is_stepped_over() {
+    let lab = Lab::up(&["node1"]);
+    lab.ready(&["node1"]);
+    lab.hello("hello:v1", &[("APP", "v1")]);
+    lab.deploy("[apps.first]\nimage = \"hello:v1\"\nreplicas = 1\n").ok();
+    let first = lab.containers("node1");
+    // Nobody who looks at containers sees these ports.
+    for port in [20001, 20002] {
+        let image =
+            lab.on("node1", &["docker", "inspect", "-f", "{{.Config.Image}}", first.keys().next().unwrap()]).ok();
+        let port = format!("PORT={port}");
+        lab.on("node1", &["docker", "run", "-d", "--network", "host", "-e", &port, image.trim()]).ok();
+    }
+    lab.deploy("[apps.first]\nimage = \"hello:v1\"\nreplicas = 3\n").ok();
+    eventually("what did not start is removed", 10, || lab.containers_of("first", &["node1"]).len() == 3);
+    let status = lab.matrix(&["status"]).ok();
+    assert!(status.contains(":20003") && status.contains(":20004"), "{status}");
+    lab.deploy("[apps.first]\nimage = \"hello:v1\"\nreplicas = 3\nenvironment = { A = \"b\" }\n").ok();
+}
+
+#[test]
 fn a_plan_file_is_followed_and_a_wrong_edit_changes_nothing_and_is_shown() {
     let lab = lab();
     let folder = tempfile::tempdir().unwrap();

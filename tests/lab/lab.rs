@@ -201,6 +201,20 @@ fn a_killed_up_or_down_leaves_nothing_after_down() {
 }
 
 #[test]
+fn what_somebody_mounted_among_a_labs_files_is_taken_off_and_keeps_its_content() {
+    let lab = Lab::named_only();
+    lab.lab(&["up", "--no-serve", "--nodes", "1"]).ok();
+    let mine = tempfile::tempdir().unwrap();
+    std::fs::write(mine.path().join("dear"), "to me").unwrap();
+    let point = lab.state_dir().join("nodes/node1/a b");
+    std::fs::create_dir(&point).unwrap();
+    assert!(Command::new("mount").arg("--bind").arg(mine.path()).arg(&point).status().unwrap().success());
+    lab.lab(&["down"]).ok();
+    no_traces(&lab.name);
+    assert_eq!(std::fs::read_to_string(mine.path().join("dear")).unwrap(), "to me");
+}
+
+#[test]
 fn three_nodes_are_ready_soon() {
     let warm = Lab::up_without_manager(&["node1"]);
     drop(warm);
